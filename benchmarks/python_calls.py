@@ -1,0 +1,306 @@
+"""What calls from Python cost, beside peers from PyPI and a call that does nothing.
+
+    python benchmarks/python_calls.py [ROW ...]
+
+runs all rows or those named: `calls`, `many`, `replay`. It needs the extra `bench` (the peers) and
+for `replay` the extra `cli`.
+
+A space of 2^18 granules of 4 KiB is half full of blocks of orders 0 to 9 with P(k) ~ 2^-k, which
+is 4 KiB to 2 MiB, and 100,000 of them were replaced since it was filled. Every contender is first
+shown to hand out what it says: blocks that lie inside the space and do not overlap, before and
+after the timed work. Rounds of the contenders are interleaved. A ratio is that of the medians of
+all rounds, loops included; behind it stands its range over single rounds, and whether it meets
+its bar.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import statistics
+import subprocess
+import sys
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import potad
+from potad._core import _Nothing
+
+GRANULE = 4096
+GRANULES = 1 << 18
+SIZES = [GRANULE << order for order in range(10)]
+CALLS = 20_000
+ROUNDS = 21
+BLOCKS = 100_000
+SEED = 20_240_817
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+REAL_TRACE = REPOSITORY.parent / "shared" / "data" / "linux-compile.ftrace.xz"
+BUNDLED_TRACE = REPOSITORY / "examples" / "traces" / "linux-numpy-thp.ftrace.xz"
+
+
+# ---- contenders --------------------------------------------------------------------------------
+
+
+class Contender(ABC):
+    """An allocator as it is timed: its own two methods, bound, with nothing around them."""
+
+    name: str
+    unit: int = 1
+    """Address units of the space in one unit of the sizes `alloc` takes."""
+    alloc: Callable[[int], Any]
+    free: Callable[[Any], object]
+
+    @abstractmethod
+    def address(self, handle: Any) -> int:
+        """Where the block is that `alloc` returned, in its units."""
+
+
+class Potad(Contender):
+    name = "potad"
+
+    def __init__(self) -> None:
+        self.space = potad.Space(GRANULES * GRANULE, granule=GRANULE)
+        self.alloc = self.space.alloc
+        self.free = self.space.free
+
+    def address(self, handle: int) -> int:
+        return handle
+
+
+class Tinygrad(Contender):
+    """tinygrad's allocator of device memory, in Python."""
+
+    name = "tinygrad"
+
+    def __init__(self) -> None:
+        from tinygrad.runtime.support.memory import TLSFAllocator
+
+        allocator = TLSFAllocator(GRANULES * GRANULE, block_size=GRANULE)
+        self.alloc = allocator.alloc
+        self.free = allocator.free
+
+    def address(self, handle: int) -> int:
+        return handle
+
+
+class Tlsf(Contender):
+    """`tlsfallocator`, which is OffsetAllocator in C++. It counts in 32 bits, so in granules."""
+
+    name = "tlsfallocator"
+    unit = GRANULE
+
+    def __init__(self) -> None:
+        from TLSFAllocator import OffsetAllocator
+
+        allocator = OffsetAllocator(GRANULES, GRANULES)
+        self.alloc = allocator.allocate
+        self.free = allocator.free
+
+    def address(self, handle: Any) -> int:
+        return int(handle.offset)
+
+
+class Nothing(Contender):
+    """A call of the binding that takes an integer and returns it."""
+
+    name = "nothing"
+
+    def __init__(self) -> None:
+        self.alloc = self.free = _Nothing().identity
+
+    def address(self, handle: int) -> int:
+        return handle
+
+
+# ---- the workload ------------------------------------------------------------------------------
+
+
+def random_order(rng: random.Random) -> int:
+    """Each order half as frequent as the one before."""
+    order = 0
+    while order < len(SIZES) - 1 and rng.getrandbits(1):
+        order += 1
+    return order
+
+
+class Run:
+    """A half-full contender, and the calls that are made on it."""
+
+    def __init__(self, contender: Contender, seed: int) -> None:
+        self.contender = contender
+        self.rng = random.Random(seed)
+        # The contender's size for each order: ten numbers that every call shares.
+        self.sizes = [size // contender.unit for size in SIZES]
+        self.live: list[Any] = []
+        self.orders: list[int] = []
+        left = GRANULES // 2
+        while left > 0:
+            order = random_order(self.rng)
+            self.live.append(contender.alloc(self.sizes[order]))
+            self.orders.append(order)
+            left -= 1 << order
+        for _ in range(5):
+            self.time_churn()
+
+    def verify(self) -> None:
+        """That no two live blocks overlap, and none lies outside."""
+        contender = self.contender
+        blocks = sorted(
+            (contender.address(handle) * contender.unit, SIZES[order])
+            for handle, order in zip(self.live, self.orders, strict=True)
+        )
+        end = 0
+        for start, size in blocks:
+            assert start >= end, f"{contender.name}: {start:#x} is allocated twice"
+            end = start + size
+        assert end <= GRANULES * GRANULE, f"{contender.name}: {end:#x} is outside"
+
+    def time_pairs(self) -> float:
+        """Nanoseconds to allocate a block and free it."""
+        alloc, free = self.contender.alloc, self.contender.free
+        sizes = [self.sizes[random_order(self.rng)] for _ in range(CALLS)]
+        start = time.perf_counter_ns()
+        for size in sizes:
+            free(alloc(size))
+        return (time.perf_counter_ns() - start) / CALLS
+
+    def time_churn(self) -> float:
+        """Nanoseconds to free one of the live blocks, any, and allocate another."""
+        alloc, free, live = self.contender.alloc, self.contender.free, self.live
+        orders = [random_order(self.rng) for _ in range(CALLS)]
+        sizes = [self.sizes[order] for order in orders]
+        victims = [self.rng.randrange(len(live)) for _ in range(CALLS)]
+        start = time.perf_counter_ns()
+        for size, victim in zip(sizes, victims, strict=True):
+            free(live[victim])
+            live[victim] = alloc(size)
+        elapsed = time.perf_counter_ns() - start
+        for order, victim in zip(orders, victims, strict=True):
+            self.orders[victim] = order
+        return elapsed / CALLS
+
+
+# ---- figures -----------------------------------------------------------------------------------
+
+
+def verdict(value: float, bar: float | None, at_most: bool = True) -> str:
+    if bar is None:
+        return ""
+    met = value <= bar if at_most else value >= bar
+    return f"bar {'<=' if at_most else '>='} {bar:,.4g}: {'PASS' if met else 'MISS'}"
+
+
+def show(name: str, values: Sequence[float], unit: str, ending: str = "") -> None:
+    median = statistics.median(values)
+    spread = f"({min(values):,.1f} to {max(values):,.1f})"
+    print(f"  {name:<34} {median:>12,.1f} {spread:<24} {unit:<12} {ending}".rstrip())
+
+
+def show_ratio(
+    name: str, ours: Sequence[float], theirs: Sequence[float], bar: float | None
+) -> None:
+    ratio = statistics.median(ours) / statistics.median(theirs)
+    rounds = [a / b for a, b in zip(ours, theirs, strict=True)]
+    spread = f"({min(rounds):.3f} to {max(rounds):.3f})"
+    print(f"  {name:<34} {ratio:>12.3f} {spread:<24} {'x':<12} {verdict(ratio, bar)}".rstrip())
+
+
+# ---- rows --------------------------------------------------------------------------------------
+
+
+def calls() -> None:
+    """One block at a time."""
+    ours = Potad()
+    runs = [Run(contender, SEED) for contender in (ours, Tlsf(), Tinygrad())]
+    nothing = Run(Nothing(), SEED)
+    for what, timing, bars in [
+        ("alloc + free of that block", Run.time_pairs, (1.7, 1 / 4, 1 / 10)),
+        ("free of any block + alloc", Run.time_churn, (1.7, 1 / 4, 1 / 10)),
+    ]:
+        print(f"\n{what}, mixed sizes, half full, ns for the two")
+        for run in runs:
+            run.verify()
+        times: dict[str, list[float]] = {}
+        for _ in range(ROUNDS):
+            for run in (*runs, nothing):
+                times.setdefault(run.contender.name, []).append(timing(run))
+        for run in runs:
+            run.verify()
+        ours.space.check()
+        for name, values in times.items():
+            show(name, values, "ns")
+        for name, bar in zip(("nothing", "tlsfallocator", "tinygrad"), bars, strict=True):
+            label = "two calls of nothing" if name == "nothing" else name
+            show_ratio(f"potad to {label}", times["potad"], times[name], bar)
+
+
+def many() -> None:
+    """All at once."""
+    run = Run(contender := Potad(), SEED)
+    space = contender.space
+    print(f"\nalloc_many + free_many of {BLOCKS:,} blocks in the same space, ns a block")
+    run.verify()
+    rng = np.random.default_rng(SEED)
+    times: dict[str, list[float]] = {"freed in order": [], "freed in random order": []}
+    for round_ in range(ROUNDS + 1):
+        for name, values in times.items():
+            start = time.perf_counter_ns()
+            blocks = space.alloc_many(GRANULE, BLOCKS)
+            elapsed = time.perf_counter_ns() - start
+            assert len(np.unique(blocks)) == BLOCKS
+            if name != "freed in order":
+                rng.shuffle(blocks)
+            start = time.perf_counter_ns()
+            space.free_many(blocks)
+            elapsed += time.perf_counter_ns() - start
+            # The first round is the one that grows the metadata.
+            if round_:
+                values.append(elapsed / BLOCKS)
+    run.verify()
+    space.check()
+    for name, values in times.items():
+        bar = 15 if name == "freed in order" else None
+        show(name, values, "ns", verdict(statistics.median(values), bar))
+
+
+def replay() -> None:
+    """A recorded trace, from the compressed file to the report, in a process of its own."""
+    trace, bar = (REAL_TRACE, 500_000) if REAL_TRACE.exists() else (BUNDLED_TRACE, None)
+    print(f"\npotad replay {trace.name} --against none, decompression and all")
+    command = [sys.executable, "-m", "potad.cli", "replay", str(trace)]
+    rates = []
+    for _ in range(3):
+        start = time.perf_counter()
+        result = subprocess.run(
+            [*command, "--against", "none", "--quiet", "--json", "-"],
+            capture_output=True,
+            check=True,
+        )
+        elapsed = time.perf_counter() - start
+        (report,) = json.loads(result.stdout)
+        rates.append(report["trace"]["events"] / elapsed)
+    show("", rates, "events/s", verdict(statistics.median(rates), bar, at_most=False))
+
+
+ROWS = {"calls": calls, "many": many, "replay": replay}
+
+
+def main(names: Sequence[str]) -> int:
+    unknown = [name for name in names if name not in ROWS]
+    if unknown:
+        print(f"no row {unknown[0]!r}: {', '.join(ROWS)}", file=sys.stderr)
+        return 2
+    print(f"potad {potad.__version__}, Python {sys.version.split()[0]}, seed {SEED}")
+    for name in names or ROWS:
+        ROWS[name]()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,99 @@
+//! Spaces across `fork`.
+//!
+//! A child process has a copy of all memory and only the thread that forked. A lock that another
+//! thread held at that moment would be locked in the child for good, and what it protects half
+//! changed. So before a fork this thread takes the locks of all spaces, which waits for the calls
+//! that are under way, and after it lets them go, in the parent and in the child alike.
+//!
+//! The system calls us (`pthread_atfork`), not Python (`os.register_at_fork`): between Python's
+//! hooks other Python code runs, other modules' hooks and finalisers among it, which may use a
+//! space or wait for a thread that does. The system's handlers have nothing between them and the
+//! fork, and a fork that is not Python's is seen as well. They are called with the interpreter
+//! held, which is safe because whoever holds a space's lock finishes without it.
+
+use std::cell::RefCell;
+use std::mem::transmute;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+
+use potad::Space;
+
+type Registry = Vec<Weak<Mutex<Space>>>;
+
+/// Every space there is, and some that are no more.
+static SPACES: Mutex<Registry> = Mutex::new(Vec::new());
+
+/// Makes a new space known.
+pub fn register(space: &Arc<Mutex<Space>>) {
+    let mut registry = registry();
+    // Before the list grows, it is rid of those that are no more, and so never more than twice as
+    // long as there were spaces at once.
+    if registry.len() == registry.capacity() {
+        registry.retain(|space| space.strong_count() != 0);
+        let len = registry.len();
+        registry.reserve(len + 1);
+    }
+    registry.push(Arc::downgrade(space));
+}
+
+/// The list; it is whole whenever it is not locked, whatever happened to who held it.
+fn registry() -> MutexGuard<'static, Registry> {
+    SPACES.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Has the locks taken before each fork from now on, and let go after it.
+#[cfg(unix)]
+pub fn install() -> std::io::Result<()> {
+    // SAFETY: three functions that live as long as the process; extension modules are not unloaded.
+    match unsafe { libc::pthread_atfork(Some(take), Some(let_go), Some(let_go)) } {
+        0 => Ok(()),
+        error => Err(std::io::Error::from_raw_os_error(error)),
+    }
+}
+
+/// There is no fork.
+#[cfg(not(unix))]
+pub fn install() -> std::io::Result<()> {
+    Ok(())
+}
+
+/// A space whose lock this thread holds.
+struct Held {
+    /// Borrows from `_space`; dropped before it, as fields are in the order they stand in.
+    _guard: MutexGuard<'static, Space>,
+    _space: Arc<Mutex<Space>>,
+}
+
+impl Held {
+    /// Waits for a space's lock; one that is poisoned is held like any other.
+    fn lock(space: Arc<Mutex<Space>>) -> Self {
+        let guard = space.lock().unwrap_or_else(PoisonError::into_inner);
+        // SAFETY: only the lifetime changes. The guard refers to what `_space` keeps alive at an
+        // address that does not change, and nothing but its own drop ever uses it.
+        let guard =
+            unsafe { transmute::<MutexGuard<'_, Space>, MutexGuard<'static, Space>>(guard) };
+        Held { _guard: guard, _space: space }
+    }
+}
+
+/// What a thread that is about to fork holds. The registry's lock is taken first and let go last,
+/// so that two threads that fork at once do not take the others in different orders.
+struct Hold {
+    _spaces: Vec<Held>,
+    _registry: MutexGuard<'static, Registry>,
+}
+
+thread_local! {
+    static HOLD: RefCell<Option<Hold>> = const { RefCell::new(None) };
+}
+
+#[cfg(unix)]
+extern "C" fn take() {
+    let registry = registry();
+    let spaces = registry.iter().filter_map(Weak::upgrade).map(Held::lock).collect();
+    HOLD.set(Some(Hold { _spaces: spaces, _registry: registry }));
+}
+
+#[cfg(unix)]
+extern "C" fn let_go() {
+    HOLD.take();
+}

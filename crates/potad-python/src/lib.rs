@@ -1,0 +1,44 @@
+//! The Python binding of potad: the compiled module `potad._core`.
+//!
+//! Conversion, exceptions and locks, and nothing else: what a call does is the core's. A call goes
+//! through these files:
+//!
+//! | file | what |
+//! |---|---|
+//! | `convert.rs`, `arrays.rs` | arguments into numbers, before anything is locked |
+//! | `space/` | the class `Space`: which call of the core it is, and its documentation |
+//! | `lock.rs`, `fork.rs` | one thread at a time, and what becomes of that in a child process |
+//! | `errors.rs` | the core's errors as exceptions |
+//! | `replay.rs` | the replay engine, for `potad.trace` |
+//!
+//! The module is for Python 3.11 and up by the stable ABI, and declared safe without the GIL: all
+//! classes are frozen, and what changes is behind locks.
+
+mod arrays;
+mod convert;
+mod descriptor;
+mod errors;
+mod fast;
+mod fork;
+mod lock;
+mod nothing;
+mod replay;
+mod space;
+
+use pyo3::prelude::*;
+
+/// The compiled core of potad. Its public names are those of the package.
+#[pymodule(gil_used = false)]
+fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
+    // NumPy's functions are looked up at their first use, where a failure could not be reported.
+    module.py().import("numpy")?;
+    module.add("__version__", env!("CARGO_PKG_VERSION"))?;
+    module.add_class::<space::Space>()?;
+    module.add_class::<descriptor::Descriptor>()?;
+    module.add_class::<descriptor::SpaceIterator>()?;
+    module.add_class::<nothing::Nothing>()?;
+    fast::install(module.py())?;
+    replay::register(module)?;
+    fork::install()?;
+    Ok(())
+}

@@ -1,0 +1,227 @@
+//! Taking space: one block, one run, an exact range, several blocks.
+
+use numpy::PyArray1;
+use pyo3::prelude::*;
+use pyo3::types::{PyInt, PyList};
+
+use super::Space;
+use crate::arrays;
+use crate::convert::{self, Given, integer};
+
+#[pymethods]
+impl Space {
+    /// Allocates a block of at least `size`, rounded up to a power of two and aligned to it.
+    ///
+    /// Arguments:
+    ///     size: in address units, above 0. There is no largest size but the space's own.
+    ///     within: `(low, high)` confines the block to addresses from `low` up to, and not
+    ///         including, `high`.
+    ///
+    /// Returns: the block's first address, a multiple of its rounded size.
+    ///
+    /// Raises:
+    ///     OutOfSpace: there is no such free block; `reason` tells whether for want of space
+    ///         ("exhausted") or of a piece large enough ("fragmented").
+    ///     ValueError, TypeError, OverflowError: an argument is not as above.
+    ///     MemoryError: there is no memory for metadata.
+    ///
+    /// Takes a few words of memory at each of the tree's levels that change, most often one or
+    /// two of at most eleven.
+    ///
+    /// >>> import potad
+    /// >>> space = potad.Space(1 << 30)
+    /// >>> block = space.alloc(5000)
+    /// >>> space.lookup(block).size
+    /// 8192
+    /// >>> block % 8192
+    /// 0
+    /// >>> space.alloc(4096, within=(1 << 20, 2 << 20)) >> 20
+    /// 1
+    ///
+    /// Of several free blocks that would do, one is taken that spares the large ones: while there
+    /// is plenty the lowest, later the one that fits most tightly. Which it is, is not promised.
+    #[pyo3(signature = (size, *, within = None))]
+    fn alloc(
+        &self,
+        py: Python<'_>,
+        size: &Bound<'_, PyAny>,
+        within: Option<&Bound<'_, PyAny>>,
+    ) -> PyResult<u64> {
+        let size = convert::size("size", size)?;
+        if within.is_none() {
+            return self.shared.brief(py, |space| space.alloc(size));
+        }
+        let within = convert::window(within)?;
+        self.shared.brief(py, |space| space.alloc_within(size, within))
+    }
+
+    /// Allocates exactly `size` of contiguous space, rounded up to granules, wherever it fits.
+    ///
+    /// Complete: if there is such a run anywhere, one is found, also one that is made of several
+    /// free blocks next to each other.
+    ///
+    /// Arguments:
+    ///     size: in address units, above 0; not rounded up to a power of two.
+    ///     align: the start is a multiple of this, any number from 1 to 2**64; by default the
+    ///         granule.
+    ///     within: `(low, high)` confines the run to addresses from `low` up to, and not
+    ///         including, `high`.
+    ///     fit: of several possible starts, "aligned" takes the one with the largest alignment,
+    ///         counted up to the size rounded up to a power of two, and the lowest among equals:
+    ///         for 8 MiB one free block of 8 MiB if there is one, else two adjacent ones of 4 MiB,
+    ///         and so on. "first" takes the lowest.
+    ///
+    /// Returns: the run's first address.
+    ///
+    /// Raises:
+    ///     OutOfSpace: there is no such run; `reason` as for `alloc`.
+    ///     ValueError, TypeError, OverflowError: an argument is not as above.
+    ///     MemoryError: there is no memory for metadata.
+    ///
+    /// Takes time in proportion to the free blocks of at least about half the size that have to
+    /// be looked at, however many smaller holes there are; with "aligned" most often one.
+    ///
+    /// >>> import potad
+    /// >>> space = potad.Space(16 * 4096)
+    /// >>> space.alloc_at(4096, 4096)
+    /// 4096
+    /// >>> space.alloc_run(3 * 4096, fit="first") // 4096
+    /// 2
+    /// >>> space.alloc_run(3 * 4096) // 4096
+    /// 8
+    /// >>> space.alloc_run(4096, align=3 * 4096) // 4096
+    /// 0
+    #[pyo3(
+        signature = (size, *, align = None, within = None, fit = Given::DEFAULT),
+        text_signature = "($self, size, *, align=None, within=None, fit='aligned')"
+    )]
+    fn alloc_run(
+        &self,
+        py: Python<'_>,
+        size: &Bound<'_, PyAny>,
+        align: Option<&Bound<'_, PyAny>>,
+        within: Option<&Bound<'_, PyAny>>,
+        fit: Given<'_>,
+    ) -> PyResult<u64> {
+        let size = convert::size("size", size)?;
+        let align = align.map(|align| convert::size("align", align)).transpose()?;
+        let within = convert::window(within)?;
+        let fit = fit.fit()?;
+        // Every run starts at a multiple of the granule, so 1 asks for no more.
+        self.shared.long(py, |space| space.alloc_run(size, align.unwrap_or(1), within, fit))
+    }
+
+    /// Allocates exactly the range of `size` from `address` on.
+    ///
+    /// Arguments:
+    ///     address: the first address, a multiple of the granule.
+    ///     size: in address units, a multiple of the granule, above 0.
+    ///
+    /// Returns: `address`.
+    ///
+    /// Raises:
+    ///     OutOfSpace: not all of it is free and in the space; `reason` is "occupied".
+    ///     ValueError, TypeError, OverflowError: an argument is not as above.
+    ///     MemoryError: there is no memory for metadata.
+    ///
+    /// Takes a few words of memory at each of the tree's levels, at both ends of the range.
+    ///
+    /// >>> import potad
+    /// >>> space = potad.Space(1 << 20)
+    /// >>> space.alloc_at(40960, 12288)
+    /// 40960
+    #[pyo3(signature = (address, size))]
+    fn alloc_at(
+        &self,
+        py: Python<'_>,
+        address: &Bound<'_, PyAny>,
+        size: &Bound<'_, PyAny>,
+    ) -> PyResult<u64> {
+        let address = convert::address("address", address)?;
+        let size = convert::size("size", size)?;
+        self.shared.brief(py, |space| space.alloc_at(address, size))
+    }
+
+    /// Allocates `size` in as few blocks as the free space allows: all of it or nothing.
+    ///
+    /// Arguments:
+    ///     size: in address units, above 0; rounded up to a multiple of the smallest block.
+    ///     min_block: no block is smaller than this, rounded up to a power of two; by default the
+    ///         granule.
+    ///     within: `(low, high)` confines all blocks to addresses from `low` up to, and not
+    ///         including, `high`.
+    ///
+    /// Returns: start and size of each block, largest first. Each is an allocation of its own.
+    ///
+    /// Raises:
+    ///     OutOfSpace: the free blocks of at least `min_block` do not come to `size`.
+    ///     ValueError, TypeError, OverflowError: an argument is not as above.
+    ///     MemoryError: there is no memory for metadata.
+    ///
+    /// Takes time in proportion to the number of blocks.
+    ///
+    /// >>> import potad
+    /// >>> space = potad.Space(1 << 20)
+    /// >>> [size // 4096 for start, size in space.alloc_scattered(7 * 4096)]
+    /// [4, 2, 1]
+    #[pyo3(signature = (size, *, min_block = None, within = None))]
+    fn alloc_scattered<'py>(
+        &self,
+        py: Python<'py>,
+        size: &Bound<'py, PyAny>,
+        min_block: Option<&Bound<'py, PyAny>>,
+        within: Option<&Bound<'py, PyAny>>,
+    ) -> PyResult<Bound<'py, PyList>> {
+        let size = convert::size("size", size)?;
+        let min_block = min_block.map(|size| convert::size("min_block", size)).transpose()?;
+        let within = convert::window(within)?;
+        let blocks = self.shared.long(py, |space| {
+            let min_block = min_block.unwrap_or(space.granule() as u128);
+            space.alloc_scattered(size, min_block, within)
+        })?;
+        ranges(py, blocks)
+    }
+
+    /// Allocates `count` blocks of one size at once: all of them or none.
+    ///
+    /// Arguments:
+    ///     size: of each, as for `alloc`.
+    ///     count: how many, from 0 up.
+    ///
+    /// Returns: their addresses, an array of uint64.
+    ///
+    /// Raises:
+    ///     OutOfSpace: there are not that many; `requested` is `size * count`.
+    ///     ValueError, TypeError, OverflowError: an argument is not as above.
+    ///     MemoryError: there is no memory for metadata, or for the array.
+    ///
+    /// Takes nanoseconds a block, and lets other threads run meanwhile.
+    ///
+    /// >>> import potad
+    /// >>> space = potad.Space(1 << 20)
+    /// >>> blocks = space.alloc_many(4096, 10)
+    /// >>> blocks.dtype, len(space)
+    /// (dtype('uint64'), 10)
+    #[pyo3(signature = (size, count))]
+    fn alloc_many<'py>(
+        &self,
+        py: Python<'py>,
+        size: &Bound<'py, PyAny>,
+        count: &Bound<'py, PyAny>,
+    ) -> PyResult<Bound<'py, PyArray1<u64>>> {
+        let size = convert::size("size", size)?;
+        let count = convert::address("count", count)?;
+        // More than a word can count is more than there can be: the core says so.
+        let count = usize::try_from(count).unwrap_or(usize::MAX);
+        let blocks = self.shared.long(py, |space| space.alloc_many(size, count))?;
+        Ok(arrays::array(py, blocks))
+    }
+}
+
+/// A list of pairs of start and size.
+pub(super) fn ranges(py: Python<'_>, ranges: Vec<(u64, u128)>) -> PyResult<Bound<'_, PyList>> {
+    let pairs = ranges
+        .into_iter()
+        .map(|(start, size)| -> (u64, Bound<'_, PyInt>) { (start, integer(py, size)) });
+    PyList::new(py, pairs.collect::<Vec<_>>())
+}

@@ -1,0 +1,149 @@
+//! What can go wrong, each with the numbers a person needs to mend it.
+
+use crate::trace::ORDER_MAX;
+
+/// Why a line that names a page event could not be read.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum LineFault {
+    /// Nothing that can be read as a time stands where the recorder puts it.
+    #[error("no timestamp before the event's name")]
+    NoTimestamp,
+    /// A field the event cannot be understood without is not there.
+    #[error("the field {field}= is missing")]
+    Missing {
+        /// The field's name.
+        field: &'static str,
+    },
+    /// A field's value is not a number.
+    #[error("{field}={text} is not a number")]
+    NotANumber {
+        /// The field's name.
+        field: &'static str,
+        /// What stands there instead, shortened.
+        text: String,
+    },
+    /// The order is larger than any kernel's.
+    #[error("order={order} is above the largest order {ORDER_MAX}")]
+    OrderTooLarge {
+        /// The order read.
+        order: u64,
+    },
+    /// The page frame number is beyond a 64-bit physical address space.
+    #[error("pfn={pfn:#x} lies beyond a 64-bit physical address space")]
+    PfnTooLarge {
+        /// The page frame number read.
+        pfn: u64,
+    },
+    /// A block that is not aligned to its own size, which no page allocator hands out.
+    #[error("pfn={pfn:#x} is not a multiple of 2^{order}, the size of a block of order {order}")]
+    Misaligned {
+        /// The page frame number read.
+        pfn: u64,
+        /// The order read.
+        order: u32,
+    },
+}
+
+/// Why a stream of text gave no trace.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum TraceError {
+    /// Not one page event was recognised.
+    #[error("no page event (mm_page_alloc, mm_page_free) in {lines} lines; is this a trace?{hint}")]
+    NoEvents {
+        /// Lines read.
+        lines: u64,
+        /// Empty, or the first line that nearly was an event.
+        hint: String,
+    },
+}
+
+/// Why an allocator could not be made.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum BuildError {
+    /// A page count outside what page numbers can name.
+    #[error("{pages} pages: must be between 1 and {max}")]
+    Pages {
+        /// Pages asked for.
+        pages: u64,
+        /// The most there can be.
+        max: u64,
+    },
+    /// The system did not give the memory the metadata needs.
+    #[error(
+        "the metadata of {pages} pages needs {bytes} bytes of memory, which the system refused"
+    )]
+    Metadata {
+        /// Pages asked for.
+        pages: u64,
+        /// Bytes of metadata they need.
+        bytes: u64,
+    },
+    /// The allocator's own reason.
+    #[error("{allocator}: {reason}")]
+    Refused {
+        /// Which allocator.
+        allocator: &'static str,
+        /// What it said.
+        reason: String,
+    },
+}
+
+/// An allocator's recount disagrees with its books.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{allocator} is corrupt: {what}")]
+pub struct CheckError {
+    /// Which allocator.
+    pub allocator: &'static str,
+    /// What disagrees.
+    pub what: String,
+}
+
+/// Why a replay could not be set up, or has no result.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ReplayError {
+    /// No allocator goes by this name.
+    #[error("allocator: no allocator is called {name:?}; there are {known}")]
+    UnknownAllocator {
+        /// The name given.
+        name: String,
+        /// The names there are.
+        known: String,
+    },
+    /// The memory is not a positive whole number of pages.
+    #[error("memory: {bytes} bytes is not a positive multiple of the page size, 4096 bytes")]
+    MemoryNotPages {
+        /// Bytes given.
+        bytes: u64,
+    },
+    /// There is more memory than page numbers can name.
+    #[error("memory: {bytes} bytes is more than the {max} bytes a replay can number")]
+    MemoryTooLarge {
+        /// Bytes given.
+        bytes: u64,
+        /// The most there can be.
+        max: u64,
+    },
+    /// Probes every 0 events.
+    #[error("probe_interval: must be at least 1 event")]
+    ProbeInterval,
+    /// Too few samples to draw a curve.
+    #[error("points: {points} samples make no curve; at least 2 are needed")]
+    Points {
+        /// Samples asked for.
+        points: u64,
+    },
+    /// The result was asked for before the replay's end.
+    #[error("the replay has no result yet: {done} of {total} events are done")]
+    NotFinished {
+        /// Events done, over all passes.
+        done: u64,
+        /// Events there are, over all passes.
+        total: u64,
+    },
+    /// The allocator could not be made.
+    #[error(transparent)]
+    Build(#[from] BuildError),
+    /// The allocator did not survive its own recount.
+    #[error(transparent)]
+    Check(#[from] CheckError),
+}

@@ -1,0 +1,570 @@
+//! One line of a trace's text: which event it is, and its fields.
+//!
+//! Three recorders write the same two events, each with a head of its own:
+//!
+//! ```text
+//! ftrace      "    make-812     [001] d..1.  3800.928599: mm_page_alloc: page=0000...0c pfn=0x109ea9 order=0 ..."
+//! trace-cmd   "    make-812   [001]  3800.928599: mm_page_alloc:        page=0xffffea00 pfn=1085097 order=0 ..."
+//! perf        "make   812 [001]  3800.928599:            kmem:mm_page_alloc: page=0x109ea9 pfn=1085097 order=0 ..."
+//! ```
+//!
+//! The head cannot be read from the left, as a command's name may hold spaces, colons and brackets.
+//! So a line is read from its event's name: to its left must stand a timestamp and a colon, to its
+//! right the fields, `name=value` in any order (tools that cannot interpret the kernel's print format
+//! list the raw fields in the order of the binary record). A page frame number is hexadecimal with
+//! `0x` before it and decimal without: kernels before 5.13 print it in decimal.
+//!
+//! What stands for a line with none of our events in it: comments and the headers of the recorders,
+//! stack traces, other tracepoints. `mm_page_free_batched` is among these, as the kernel reports each
+//! of its pages by an `mm_page_free` too.
+//!
+//! The work is two searches (the line's end, the event's name) that run many bytes at a time, then a
+//! few dozen bytes one by one. Nothing here copies, but for the text of a fault.
+
+use memchr::memmem;
+
+use crate::error::LineFault;
+use crate::trace::{ORDER_MAX, PAYLOAD_MAX};
+
+/// Page frame numbers end where 64-bit physical addresses of 4 KiB pages do.
+const PFN_END: u64 = 1 << 52;
+
+/// Characters of an unreadable value that are quoted in a fault.
+const QUOTED_MAX: usize = 40;
+
+/// A page event.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum PageEvent {
+    Alloc { pfn: u64, order: u32, migratetype: u32 },
+    Free { pfn: u64, order: u32 },
+}
+
+/// A page event with what the line says about it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Record {
+    pub event: PageEvent,
+    /// Nanoseconds on the recorder's clock, or `None` where the clock does not count seconds.
+    pub time: Option<u64>,
+    /// `kmem:` stands before the event's name, as only perf writes it.
+    pub perf: bool,
+    /// Pointers are written with `0x` before them: not by the kernel itself.
+    pub prefixed_pointer: bool,
+}
+
+/// What a line is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Line {
+    Event(Record),
+    /// An allocation the recorded kernel could not serve: no page came of it.
+    FailedAllocation,
+    /// The recorder lost this many events here.
+    Dropped(u64),
+    /// The head of an ftrace text.
+    FtraceHeader,
+    /// The head of a trace-cmd text.
+    TraceCmdHeader,
+    Malformed(LineFault),
+    Other,
+}
+
+/// Reads lines. Holds the prepared searches, which cost more to make than to run.
+pub(crate) struct LineReader {
+    event: memmem::Finder<'static>,
+    perf_lost: memmem::Finder<'static>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Alloc,
+    Free,
+}
+
+/// What stands to the left of an event's name.
+enum Head {
+    /// A timestamp, as it should be.
+    Stamped { time: Option<u64>, perf: bool },
+    /// No timestamp, though the name stands by itself.
+    Unstamped,
+    /// The name is the end of a longer word.
+    InsideWord,
+}
+
+impl LineReader {
+    pub(crate) fn new() -> LineReader {
+        LineReader {
+            event: memmem::Finder::new("mm_page_"),
+            perf_lost: memmem::Finder::new("PERF_RECORD_LOST"),
+        }
+    }
+
+    /// Reads a line, given without its newline.
+    #[inline]
+    pub(crate) fn read(&self, line: &[u8]) -> Line {
+        let line = line.strip_suffix(b"\r").unwrap_or(line);
+        if is_comment(line) {
+            return read_comment(line);
+        }
+        let Some(first) = self.event.find(line) else {
+            return self.read_note(line);
+        };
+        let mut at = first;
+        let mut unstamped = false;
+        loop {
+            if let Some((kind, fields)) = event_name(&line[at..]) {
+                match read_head(&line[..at]) {
+                    Head::Stamped { time, perf } => return read_event(kind, fields, time, perf),
+                    // Behind a timestamp and another event's name it is that event's text.
+                    Head::Unstamped => unstamped |= !has_timestamp(&line[..at]),
+                    Head::InsideWord => {}
+                }
+            }
+            let next = at + self.event.needle().len();
+            match self.event.find(&line[next..]) {
+                Some(offset) => at = next + offset,
+                None if unstamped => return Line::Malformed(LineFault::NoTimestamp),
+                None => return Line::Other,
+            }
+        }
+    }
+
+    /// A line without an event's name: perhaps a recorder's note.
+    fn read_note(&self, line: &[u8]) -> Line {
+        // The kernel writes "CPU:1 [LOST 12 EVENTS]", trace-cmd "CPU:1 [12 EVENTS DROPPED]"; both
+        // leave the number out where they do not know it.
+        if line.starts_with(b"CPU:") {
+            let note = line.split(|&b| b == b'[').nth(1).unwrap_or_default();
+            let about_loss = note.starts_with(b"LOST ") || note.ends_with(b"EVENTS DROPPED]");
+            return if about_loss {
+                Line::Dropped(first_number(note).unwrap_or(1))
+            } else {
+                Line::Other
+            };
+        }
+        if line.starts_with(b"cpus=") || line.starts_with(b"version = ") {
+            return Line::TraceCmdHeader;
+        }
+        // perf: "... 12.000001: PERF_RECORD_LOST lost 9", or PERF_RECORD_LOST_SAMPLES.
+        match self.perf_lost.find(line) {
+            Some(at) => {
+                let rest = &line[at + self.perf_lost.needle().len()..];
+                let rest = rest.strip_prefix(b"_SAMPLES").unwrap_or(rest);
+                Line::Dropped(first_number(rest).unwrap_or(1))
+            }
+            None => Line::Other,
+        }
+    }
+}
+
+/// A comment is `#` alone or `# text`: a command's name may begin with `#` too.
+fn is_comment(line: &[u8]) -> bool {
+    line.first() == Some(&b'#') && matches!(line.get(1), None | Some(b' ' | b'\t' | b'#'))
+}
+
+fn read_comment(line: &[u8]) -> Line {
+    if line.starts_with(b"# tracer:") {
+        return Line::FtraceHeader;
+    }
+    // "# entries-in-buffer/entries-written: 5/9   #P:2": the other 4 were overwritten.
+    let Some(rest) = line.strip_prefix(b"# entries-in-buffer/entries-written:") else {
+        return Line::Other;
+    };
+    let kept = first_number(rest);
+    let written = rest.split(|&b| b == b'/').nth(1).and_then(first_number);
+    match (kept, written) {
+        (Some(kept), Some(written)) if written > kept => Line::Dropped(written - kept),
+        _ => Line::Other,
+    }
+}
+
+/// The event whose name starts here and what follows its colon. The colon must end the name:
+/// `mm_page_alloc_extfrag:` and `mm_page_free_batched:` are other events.
+#[inline]
+fn event_name(text: &[u8]) -> Option<(Kind, &[u8])> {
+    if let Some(fields) = text.strip_prefix(b"mm_page_alloc:") {
+        Some((Kind::Alloc, fields))
+    } else {
+        text.strip_prefix(b"mm_page_free:").map(|fields| (Kind::Free, fields))
+    }
+}
+
+#[inline]
+fn read_head(head: &[u8]) -> Head {
+    let (head, perf) = match head.strip_suffix(b"kmem:") {
+        Some(head) => (head, true),
+        None => (head, false),
+    };
+    let mut rest = trim_end(head);
+    if rest.len() == head.len() && !head.is_empty() && head.last() != Some(&b':') {
+        return Head::InsideWord;
+    }
+    if perf && rest.last().is_some_and(u8::is_ascii_digit) {
+        // A sampling period may stand between the timestamp and the event.
+        rest = trim_end(trim_end_digits(rest));
+    }
+    if let Some(stamp) = rest.strip_suffix(b":")
+        && let Some(time) = read_timestamp(stamp)
+    {
+        return Head::Stamped { time, perf };
+    }
+    // perf can be told to leave the time out; nothing else writes "kmem:".
+    if perf { Head::Stamped { time: None, perf } } else { Head::Unstamped }
+}
+
+/// The timestamp that ends `text`: `Some(None)` where it counts something else than seconds (the
+/// clocks `counter` and `x86-tsc` are whole numbers), `None` where there is none.
+#[inline]
+fn read_timestamp(text: &[u8]) -> Option<Option<u64>> {
+    let mut fraction = 0_u64;
+    let mut fraction_unit = 1_u64;
+    let mut at = text.len();
+    while at > 0 && text[at - 1].is_ascii_digit() {
+        at -= 1;
+        // Nine digits are nanoseconds; a longer fraction is no recorder's.
+        fraction = fraction.checked_add(u64::from(text[at] - b'0').checked_mul(fraction_unit)?)?;
+        fraction_unit = fraction_unit.checked_mul(10)?;
+    }
+    if at == text.len() {
+        return None;
+    }
+    if at == 0 || text[at - 1] != b'.' {
+        return starts_word(text, at).then_some(None);
+    }
+    if fraction_unit > 1_000_000_000 {
+        return None;
+    }
+    at -= 1;
+    let seconds_end = at;
+    let mut seconds = 0_u64;
+    let mut unit = 1_u64;
+    while at > 0 && text[at - 1].is_ascii_digit() {
+        at -= 1;
+        seconds = seconds.checked_add(u64::from(text[at] - b'0').checked_mul(unit)?)?;
+        unit = unit.checked_mul(10)?;
+    }
+    if at == seconds_end || !starts_word(text, at) {
+        return None;
+    }
+    let nanoseconds = fraction * (1_000_000_000 / fraction_unit);
+    Some(Some(seconds.checked_mul(1_000_000_000)?.checked_add(nanoseconds)?))
+}
+
+/// Whether what starts at `at` is not the tail of a longer word.
+fn starts_word(text: &[u8], at: usize) -> bool {
+    at == 0 || matches!(text[at - 1], b' ' | b'\t' | b']' | 0)
+}
+
+/// Whether `12.345: ` stands anywhere in the text. Only asked about lines that are odd already.
+fn has_timestamp(text: &[u8]) -> bool {
+    memmem::find_iter(text, ": ").any(|at| read_timestamp(&text[..at]).is_some())
+}
+
+fn read_event(kind: Kind, fields: &[u8], time: Option<u64>, perf: bool) -> Line {
+    let mut page: Option<&[u8]> = None;
+    let mut pfn: Option<&[u8]> = None;
+    let mut order: Option<&[u8]> = None;
+    let mut migratetype: Option<&[u8]> = None;
+    let mut rest = fields;
+    loop {
+        while let [b' ' | b'\t' | b'\r' | 0, tail @ ..] = rest {
+            rest = tail;
+        }
+        if rest.is_empty() {
+            break;
+        }
+        let end = rest.iter().position(|&b| is_space(b)).unwrap_or(rest.len());
+        let (token, tail) = rest.split_at(end);
+        rest = tail;
+        if let Some(value) = token.strip_prefix(b"page=") {
+            page.get_or_insert(value);
+        } else if let Some(value) = token.strip_prefix(b"pfn=") {
+            pfn.get_or_insert(value);
+        } else if let Some(value) = token.strip_prefix(b"order=") {
+            order.get_or_insert(value);
+            // A free has no more fields, and here an allocation's are all there in kernel text.
+            if kind == Kind::Free && pfn.is_some() {
+                break;
+            }
+        } else if let Some(value) = token.strip_prefix(b"migratetype=") {
+            migratetype.get_or_insert(value);
+            if pfn.is_some() && order.is_some() {
+                break;
+            }
+        }
+    }
+    match assemble(kind, page, pfn, order, migratetype) {
+        Ok(Some(event)) => {
+            let prefixed_pointer = page.is_some_and(|text| text.starts_with(b"0x"));
+            Line::Event(Record { event, time, perf, prefixed_pointer })
+        }
+        Ok(None) => Line::FailedAllocation,
+        Err(fault) => Line::Malformed(fault),
+    }
+}
+
+/// The event these fields make, or `None` for an allocation that failed.
+fn assemble(
+    kind: Kind,
+    page: Option<&[u8]>,
+    pfn: Option<&[u8]>,
+    order: Option<&[u8]>,
+    migratetype: Option<&[u8]>,
+) -> Result<Option<PageEvent>, LineFault> {
+    let pfn = number("pfn", pfn.ok_or(LineFault::Missing { field: "pfn" })?)?;
+    let order = number("order", order.ok_or(LineFault::Missing { field: "order" })?)?;
+    // A failed allocation has no page. The record holds pfn -1 for it, the kernel prints 0. Frame 0
+    // by itself is a page like any other on some machines.
+    if kind == Kind::Alloc && (pfn == u64::MAX || (pfn == 0 && page.is_some_and(is_null))) {
+        return Ok(None);
+    }
+    if order > u64::from(ORDER_MAX) {
+        return Err(LineFault::OrderTooLarge { order });
+    }
+    if pfn >= PFN_END {
+        return Err(LineFault::PfnTooLarge { pfn });
+    }
+    let order = order as u32;
+    if pfn & ((1 << order) - 1) != 0 {
+        return Err(LineFault::Misaligned { pfn, order });
+    }
+    Ok(Some(match kind {
+        Kind::Free => PageEvent::Free { pfn, order },
+        Kind::Alloc => {
+            let migratetype = migratetype.map_or(Ok(0), |text| number("migratetype", text))?;
+            PageEvent::Alloc {
+                pfn,
+                order,
+                migratetype: migratetype.min(u64::from(PAYLOAD_MAX)) as u32,
+            }
+        }
+    }))
+}
+
+/// The pointer that is none, in the ways it is printed.
+fn is_null(text: &[u8]) -> bool {
+    let text = text.strip_prefix(b"0x").unwrap_or(text);
+    text == b"(nil)" || text == b"(null)" || (!text.is_empty() && text.iter().all(|&b| b == b'0'))
+}
+
+/// A number that fills the whole of `text`: hexadecimal behind `0x`, else decimal.
+#[inline]
+fn number(field: &'static str, text: &[u8]) -> Result<u64, LineFault> {
+    let value = match text.strip_prefix(b"0x") {
+        Some(digits) => digits_in(digits, 16),
+        None => digits_in(text, 10),
+    };
+    value.ok_or_else(|| {
+        let quoted = &text[..text.len().min(QUOTED_MAX)];
+        LineFault::NotANumber { field, text: String::from_utf8_lossy(quoted).into_owned() }
+    })
+}
+
+#[inline]
+fn digits_in(digits: &[u8], radix: u64) -> Option<u64> {
+    if digits.is_empty() {
+        return None;
+    }
+    let mut value = 0_u64;
+    for &byte in digits {
+        let digit = match byte {
+            b'0'..=b'9' => u64::from(byte - b'0'),
+            b'a'..=b'f' if radix == 16 => u64::from(byte - b'a') + 10,
+            b'A'..=b'F' if radix == 16 => u64::from(byte - b'A') + 10,
+            _ => return None,
+        };
+        value = value.checked_mul(radix)?.checked_add(digit)?;
+    }
+    Some(value)
+}
+
+/// The first run of decimal digits.
+fn first_number(text: &[u8]) -> Option<u64> {
+    let start = text.iter().position(u8::is_ascii_digit)?;
+    let digits = &text[start..];
+    let end = digits.iter().position(|b| !b.is_ascii_digit()).unwrap_or(digits.len());
+    digits_in(&digits[..end], 10)
+}
+
+#[inline]
+fn is_space(byte: u8) -> bool {
+    matches!(byte, b' ' | b'\t' | b'\r' | 0)
+}
+
+#[inline]
+fn trim_end(mut text: &[u8]) -> &[u8] {
+    while let [head @ .., b' ' | b'\t'] = text {
+        text = head;
+    }
+    text
+}
+
+fn trim_end_digits(mut text: &[u8]) -> &[u8] {
+    while let [head @ .., b'0'..=b'9'] = text {
+        text = head;
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(text: &str) -> Line {
+        LineReader::new().read(text.as_bytes())
+    }
+
+    fn event(text: &str) -> Record {
+        match read(text) {
+            Line::Event(record) => record,
+            other => panic!("{text:?} read as {other:?}"),
+        }
+    }
+
+    #[test]
+    fn heads_of_all_recorders() {
+        let expected = PageEvent::Alloc { pfn: 0x109ea9, order: 0, migratetype: 1 };
+        let time = Some(3_800_928_599_000);
+        for (text, time) in [
+            (
+                "task-1 [000] .....  3800.928599: mm_page_alloc: page=000000009bf2070c pfn=0x109ea9 order=0 migratetype=1 gfp_flags=GFP_KERNEL",
+                time,
+            ),
+            (
+                "           <...>-17      [001] d..1.  3800.928599: mm_page_alloc: page=0000000009bf20 pfn=1089193 order=0 migratetype=1 gfp_flags=0x1",
+                time,
+            ),
+            (
+                "    Web Content: [1]-17   (   12) [001] d..1.  3800.928599: mm_page_alloc: page=ffffea0002b94e80 pfn=1089193 order=0 migratetype=1",
+                time,
+            ),
+            (
+                "  make-812   [001]  3800.928599: mm_page_alloc:        page=0xffffea00 pfn=1089193 order=0 migratetype=1 gfp_flags=GFP_KERNEL\r",
+                time,
+            ),
+            (
+                "  make-812   [001] ..... 3800.928599000: mm_page_alloc:        [FAILED TO PARSE] pfn=0x109ea9 order=0 gfp_flags=3264 migratetype=1",
+                time,
+            ),
+            (
+                "make   812 [001]  3800.928599:            kmem:mm_page_alloc: page=0x109ea9 pfn=1089193 order=0 migratetype=1 gfp_flags=GFP_KERNEL",
+                time,
+            ),
+            (
+                "Isolated Web Co 812/813 [001]  3800.928599:  1 kmem:mm_page_alloc: page=0x109ea9 pfn=0x109ea9 order=0 migratetype=1",
+                time,
+            ),
+            (
+                "make   812 kmem:mm_page_alloc: page=0x109ea9 pfn=1089193 order=0 migratetype=1 gfp_flags=GFP_KERNEL",
+                None,
+            ),
+            (
+                "\0\0\0make-812 [001]   99887766: mm_page_alloc: page=0x109ea9 pfn=1089193 order=0 migratetype=1",
+                None,
+            ),
+        ] {
+            let record = event(text);
+            assert_eq!(record.event, expected, "{text}");
+            assert_eq!(record.time, time, "{text}");
+            assert_eq!(record.perf, text.contains("kmem:"), "{text}");
+        }
+        assert_eq!(
+            event("a-1 [000] 1.5: mm_page_free: page=000000006036e094 pfn=0x400 order=10\r"),
+            Record {
+                event: PageEvent::Free { pfn: 0x400, order: 10 },
+                time: Some(1_500_000_000),
+                perf: false,
+                prefixed_pointer: false,
+            }
+        );
+    }
+
+    #[test]
+    fn other_lines_pass() {
+        for text in [
+            "",
+            "#",
+            "# mm_page_alloc: page=1",
+            "#           TASK-PID     CPU#  |||||  TIMESTAMP  FUNCTION",
+            "a-1 [000] 1.5: mm_page_free_batched: page=000000006036e094 pfn=0x400 order=0",
+            "a-1 [000] 1.5: mm_page_alloc_extfrag: page=000000006036e094 pfn=0x400 alloc_order=0",
+            "a-1 [000] 1.5: mm_page_alloc_zone_locked: page=0 pfn=0x400 order=0",
+            "a-1 [000] 1.5: kfree: call_site=foo ptr=0000",
+            "a-1 [000] 1.5: tracing_mark_write: mm_page_alloc: not ours",
+            "a-1 [000] 1.5: bprint: x: saw mm_page_free: pfn=1 order=0",
+            " => trace_event_raw_event_mm_page_free",
+            "mm_page_alloc-17 [000] 1.5: kfree: call_site=mm_page_free",
+            "CPU:1 [buffer started]",
+            "##### CPU 1 buffer started ####",
+        ] {
+            assert_eq!(read(text), Line::Other, "{text}");
+        }
+    }
+
+    #[test]
+    fn notes_of_lost_events() {
+        for (text, count) in [
+            ("CPU:0 [LOST 12 EVENTS]", 12),
+            ("CPU:11 [LOST EVENTS]", 1),
+            ("CPU:11 [5 EVENTS DROPPED]\r", 5),
+            ("CPU:7 [204600 EVENTS DROPPED]", 204_600),
+            ("CPU:7 [EVENTS DROPPED]", 1),
+            ("# entries-in-buffer/entries-written: 5/9   #P:2", 4),
+            ("a 9777/9888 [006] 1.000000001: PERF_RECORD_LOST lost 9", 9),
+            ("a 9777/9888 [006] 1.000000001: PERF_RECORD_LOST_SAMPLES lost 3", 3),
+        ] {
+            assert_eq!(read(text), Line::Dropped(count), "{text}");
+        }
+        assert_eq!(read("# entries-in-buffer/entries-written: 9/9   #P:2"), Line::Other);
+        assert_eq!(read("# tracer: nop"), Line::FtraceHeader);
+        assert_eq!(read("cpus=8"), Line::TraceCmdHeader);
+    }
+
+    #[test]
+    fn faults_name_the_field() {
+        let not_a_number = |field, text: &str| LineFault::NotANumber { field, text: text.into() };
+        for (text, fault) in [
+            ("mm_page_alloc: page=0 pfn=0x1 order=0", LineFault::NoTimestamp),
+            ("a-1 [000] 3x.5: mm_page_alloc: page=0 pfn=0x1 order=0", LineFault::NoTimestamp),
+            ("a-1 [000] 1.5: mm_page_alloc:", LineFault::Missing { field: "pfn" }),
+            ("a-1 [000] 1.5: mm_page_alloc: page=1 pfn=0x1", LineFault::Missing { field: "order" }),
+            ("a-1 [000] 1.5: mm_page_free: page=1 order=0", LineFault::Missing { field: "pfn" }),
+            ("a-1 [000] 1.5: mm_page_free: pfn=0xzz order=0", not_a_number("pfn", "0xzz")),
+            ("a-1 [000] 1.5: mm_page_free: pfn= order=0", not_a_number("pfn", "")),
+            ("a-1 [000] 1.5: mm_page_free: pfn=1f order=0", not_a_number("pfn", "1f")),
+            ("a-1 [000] 1.5: mm_page_free: pfn=0x1 order=-1", not_a_number("order", "-1")),
+            (
+                "a-1 [000] 1.5: mm_page_alloc: pfn=0x1 order=0 migratetype=x",
+                not_a_number("migratetype", "x"),
+            ),
+            (
+                "a-1 [000] 1.5: mm_page_free: pfn=0x0 order=19",
+                LineFault::OrderTooLarge { order: 19 },
+            ),
+            (
+                "a-1 [000] 1.5: mm_page_free: pfn=0x10000000000000 order=0",
+                LineFault::PfnTooLarge { pfn: 1 << 52 },
+            ),
+            (
+                "a-1 [000] 1.5: mm_page_free: pfn=0x6 order=2",
+                LineFault::Misaligned { pfn: 6, order: 2 },
+            ),
+        ] {
+            assert_eq!(read(text), Line::Malformed(fault), "{text}");
+        }
+    }
+
+    #[test]
+    fn failed_allocations() {
+        for text in [
+            "a-1 [000] 1.5: mm_page_alloc: page=(nil) pfn=0x0 order=9 migratetype=1",
+            "a-1 [000] 1.5: mm_page_alloc: page=(null) pfn=0 order=9 migratetype=1",
+            "a-1 [000] 1.5: mm_page_alloc: page=0000000000000000 pfn=0x0 order=9 migratetype=1",
+            "a-1 [000] 1.5: mm_page_alloc: [FAILED TO PARSE] pfn=0xffffffffffffffff order=9",
+        ] {
+            assert_eq!(read(text), Line::FailedAllocation, "{text}");
+        }
+        assert_eq!(
+            event("a-1 [000] 1.5: mm_page_alloc: page=00000000c9372449 pfn=0x0 order=0").event,
+            PageEvent::Alloc { pfn: 0, order: 0, migratetype: 0 }
+        );
+    }
+}

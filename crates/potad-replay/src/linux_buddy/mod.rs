@@ -1,0 +1,221 @@
+//! The Linux page allocator's core, restated in user space.
+//!
+//! # What it is
+//!
+//! A binary buddy allocator. Free blocks of each order are in a list, threaded through the page
+//! structure of their first page. An allocation takes the first block of the smallest order that will
+//! do and splits it, the upper halves going to the front of the lists below. A free merges with its
+//! buddy, found by flipping one bit of the page number, while that is free and of the same order; the
+//! result goes to the front of its list. The caller says what order it frees, as callers of the kernel
+//! do (or a compound page's head says it for them).
+//!
+//! # What is restated and what is not
+//!
+//! From `mm/page_alloc.c`: `__rmqueue_smallest`, `expand`, `__free_one_page`, `page_is_buddy`, and the
+//! page structure with its links, order, type and reference count. Left out, all in favour of the peer:
+//! the zone's lock and atomic operations, the counters of free pages, the preparation of the tail pages
+//! of compound pages (a write to each of their structures), `split_page` before a piece is freed.
+//! Also left out are the per-CPU lists in front of it, which answer orders 0 to 3 and 9 without
+//! coalescing until they overflow, and the separate lists for each migrate type: the design that is
+//! compared is the one behind them.
+//!
+//! With `TAIL`, a freed block goes to the end of its list when the block it could merge into after its
+//! own buddy has a free buddy itself, as `__free_one_page` has done since 2.6.35. That costs one more
+//! page structure for each free and keeps more large blocks. Off, lists are last in first out.
+//!
+//! # Limits
+//!
+//! `MAX_ORDER` below 32 (the kernel's is 10), page numbers below 2^32. 64 bytes of metadata a page,
+//! resident where blocks were split or freed.
+
+#[allow(unsafe_code)]
+mod zone;
+
+use potad::{NoProbe, Probe};
+
+use crate::allocator::{PAGES_MAX, PageAllocator};
+use crate::error::{BuildError, CheckError};
+use crate::figures::{BlockCounts, Extent, coalesce, has_run};
+use zone::{FREE_AREA_BYTES, PAGE_STRUCT_BYTES, Zone};
+
+/// The Linux buddy allocator restated: per-order lists through 64-byte page structures.
+///
+/// ```
+/// let mut buddy: potad_replay::LinuxBuddy = potad_replay::LinuxBuddy::new(1 << 20)?;
+/// let page = buddy.alloc(3).expect("an empty memory has a block of order 3");
+/// buddy.free(page, 3);
+/// # Ok::<(), potad_replay::BuildError>(())
+/// ```
+pub struct LinuxBuddy<P = NoProbe, const MAX_ORDER: u32 = 10, const TAIL: bool = false> {
+    zone: Zone<P, MAX_ORDER, TAIL>,
+}
+
+impl<const MAX_ORDER: u32, const TAIL: bool> LinuxBuddy<NoProbe, MAX_ORDER, TAIL> {
+    /// A memory of so many pages, all free, in blocks as large as can be.
+    ///
+    /// # Errors
+    ///
+    /// [`BuildError`] where the number of pages is out of range or the system refuses the metadata.
+    pub fn new(pages: u64) -> Result<Self, BuildError> {
+        LinuxBuddy::with_probe(pages, NoProbe)
+    }
+}
+
+impl<P: Probe, const MAX_ORDER: u32, const TAIL: bool> LinuxBuddy<P, MAX_ORDER, TAIL> {
+    /// As [`new`](LinuxBuddy::new), with a probe that sees every access to metadata.
+    ///
+    /// # Errors
+    ///
+    /// As [`new`](LinuxBuddy::new).
+    pub fn with_probe(pages: u64, probe: P) -> Result<Self, BuildError> {
+        if pages == 0 || pages > PAGES_MAX {
+            return Err(BuildError::Pages { pages, max: PAGES_MAX });
+        }
+        let mut zone = Zone::new(pages, probe)?;
+        // Blocks are freed from the last to the first, so that the lists begin at the lowest: the
+        // kernel's boot allocator hands its memory over with the same result.
+        let mut end = pages;
+        while end > 0 {
+            let order = end.trailing_zeros().min(MAX_ORDER);
+            end -= 1 << order;
+            zone.free(end as u32, order);
+        }
+        Ok(LinuxBuddy { zone })
+    }
+
+    /// Allocates a block of 2^`order` pages and gives its first page.
+    #[inline]
+    pub fn alloc(&mut self, order: u32) -> Option<u32> {
+        self.zone.alloc(order)
+    }
+
+    /// Frees a block of 2^`order` pages: an allocation, or a naturally aligned piece of one.
+    ///
+    /// # Panics
+    ///
+    /// Where the block reaches out of the memory, or a free block starts at its first page. Other
+    /// frees of what is not allocated go unseen, as in the kernel.
+    #[inline]
+    pub fn free(&mut self, page: u32, order: u32) {
+        debug_assert_eq!(
+            page & ((1 << order) - 1),
+            0,
+            "page {page} is not aligned to order {order}"
+        );
+        self.zone.free(page, order);
+    }
+
+    /// Has the system back the metadata now, 64 bytes a page, as a running kernel's is.
+    pub fn populate(&mut self) {
+        self.zone.populate();
+    }
+
+    /// The free blocks of `low..=MAX_ORDER`, in address order.
+    fn blocks_from(&self, low: u32) -> Vec<Extent> {
+        let mut blocks: Vec<Extent> = (low..=MAX_ORDER)
+            .flat_map(|order| {
+                let list = self.zone.free_list(order);
+                list.map(move |page| Extent { start: page.into(), pages: 1 << order })
+            })
+            .collect();
+        blocks.sort_unstable_by_key(|block| block.start);
+        blocks
+    }
+
+    fn corrupt(what: String) -> CheckError {
+        CheckError { allocator: "linux-buddy", what }
+    }
+}
+
+impl<P: Probe, const MAX_ORDER: u32, const TAIL: bool> PageAllocator
+    for LinuxBuddy<P, MAX_ORDER, TAIL>
+{
+    #[inline]
+    fn alloc(&mut self, order: u32) -> Option<u32> {
+        self.zone.alloc(order)
+    }
+
+    #[inline]
+    fn free(&mut self, page: u32, order: u32) {
+        self.zone.free(page, order);
+    }
+
+    #[inline]
+    fn free_piece(&mut self, page: u32, order: u32) {
+        self.zone.free(page, order);
+    }
+
+    fn pages(&self) -> u64 {
+        self.zone.pages()
+    }
+
+    fn free_extents(&mut self) -> Vec<Extent> {
+        coalesce(self.blocks_from(0).into_iter())
+    }
+
+    /// Below the largest order every block is merged already, so the list lengths are the counts; only
+    /// the blocks of the largest order can adjoin.
+    fn free_blocks(&mut self) -> BlockCounts {
+        let mut counts = BlockCounts::default();
+        for order in 0..MAX_ORDER {
+            counts.0[order as usize] = self.zone.nr_free(order);
+        }
+        for extent in coalesce(self.blocks_from(MAX_ORDER).into_iter()) {
+            counts.add_extent(extent);
+        }
+        counts
+    }
+
+    /// A run is made of aligned blocks of the largest power of two that divides both its length and
+    /// its alignment, and each of these lies in one free block: smaller ones need not be looked at.
+    fn can_run(&mut self, pages: u64, align: u64) -> bool {
+        let unit = (pages | align).trailing_zeros().min(MAX_ORDER);
+        coalesce(self.blocks_from(unit).into_iter())
+            .into_iter()
+            .any(|extent| has_run(extent, pages, align))
+    }
+
+    fn metadata_bytes(&self) -> u64 {
+        self.zone.pages() * PAGE_STRUCT_BYTES + u64::from(MAX_ORDER + 1) * FREE_AREA_BYTES
+    }
+
+    fn check(&self) -> Result<(), CheckError> {
+        for order in 0..=MAX_ORDER {
+            let mut listed = 0;
+            for page in self.zone.free_list(order) {
+                if let Some(fault) = self.zone.fault_of(page, order) {
+                    return Err(Self::corrupt(fault));
+                }
+                listed += 1;
+                if listed > self.zone.pages() {
+                    return Err(Self::corrupt(format!(
+                        "the list of order {order} runs in a circle"
+                    )));
+                }
+            }
+            if listed != self.zone.nr_free(order) {
+                let said = self.zone.nr_free(order);
+                return Err(Self::corrupt(format!(
+                    "{listed} blocks of order {order} in the list, {said} by its count"
+                )));
+            }
+        }
+        for pair in self.blocks_from(0).windows(2) {
+            let (block, next) = (pair[0], pair[1]);
+            if next.start < block.end() {
+                return Err(Self::corrupt(format!(
+                    "the free blocks {block:?} and {next:?} overlap"
+                )));
+            }
+            let mergeable = block.pages == next.pages
+                && block.pages < 1 << MAX_ORDER
+                && block.start ^ block.pages == next.start;
+            if mergeable {
+                return Err(Self::corrupt(format!(
+                    "the free buddies {block:?} and {next:?} are not merged"
+                )));
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,162 @@
+//! The measured pass: a replay that stops on its way to look at the allocator.
+//!
+//! It stops where a sample of the curves is due, where a probe for a run is, at the trace's peak
+//! (which is known beforehand) and at the end. What it looks at is the same for every allocator: see
+//! [`figures`](crate::figures).
+
+use crate::allocator::PageAllocator;
+use crate::figures::{BlockCounts, MAP_COLUMNS, map_cell_bytes, occupancy_map};
+use crate::pass::{Pass, Progress, Unwatched};
+use crate::report::{AddressMap, Curves, RunProbes};
+use crate::trace::{PAGE_BYTES, Trace};
+
+/// The run that is looked for.
+const RUN_BYTES: u64 = 8 << 20;
+const RUN_ALIGN_BYTES: u64 = 1 << 20;
+
+/// Sizes whose unusable free index is reported.
+pub(crate) const INDEX_BYTES: [u64; 3] = [INDEX_64_KIB, INDEX_2_MIB, INDEX_32_MIB];
+const INDEX_64_KIB: u64 = 64 << 10;
+const INDEX_2_MIB: u64 = 2 << 20;
+const INDEX_32_MIB: u64 = 32 << 20;
+
+/// A pass and what was taken during it.
+pub(crate) struct Measured<A> {
+    pass: Pass<A>,
+    /// The next sample, of `samples`.
+    sample: u64,
+    /// At least 1; more only where there are as many gaps between steps.
+    samples: u64,
+    curves: Curves,
+    runs: RunProbes,
+    map: AddressMap,
+}
+
+impl<A: PageAllocator> Measured<A> {
+    pub fn new(allocator: A, trace: &Trace, probe_interval: u64, points: u64) -> Self {
+        let cell_bytes = map_cell_bytes(allocator.pages());
+        let mut measured = Measured {
+            pass: Pass::new(allocator, trace),
+            sample: 0,
+            samples: points.min(trace.steps.len() as u64 + 1),
+            curves: Curves::default(),
+            runs: RunProbes {
+                size_bytes: RUN_BYTES,
+                align_bytes: RUN_ALIGN_BYTES,
+                interval_events: probe_interval,
+                probes: 0,
+                possible: 0,
+            },
+            map: AddressMap {
+                cell_bytes,
+                columns: MAP_COLUMNS,
+                peak_event: trace.peak_step as u64,
+                ..AddressMap::default()
+            },
+        };
+        measured.look(trace);
+        measured
+    }
+
+    pub fn allocator(&mut self) -> &mut A {
+        &mut self.pass.allocator
+    }
+
+    pub fn progress(&self) -> Progress {
+        self.pass.progress
+    }
+
+    pub fn curves(&self) -> &Curves {
+        &self.curves
+    }
+
+    pub fn runs(&self) -> RunProbes {
+        self.runs
+    }
+
+    pub fn map(&self) -> &AddressMap {
+        &self.map
+    }
+
+    /// Does the steps up to `end`, and looks wherever something is due on the way.
+    pub fn run(&mut self, trace: &Trace, end: usize) {
+        while self.pass.at < end {
+            let at = self.pass.at;
+            let mut stop = end.min(self.sample_due(trace)).min(self.probe_due());
+            if at < trace.peak_step {
+                stop = stop.min(trace.peak_step);
+            }
+            self.pass.run(&trace.steps, stop, &Unwatched);
+            self.look(trace);
+        }
+    }
+
+    /// Steps done when the next sample is due; past the end when all are taken.
+    fn sample_due(&self, trace: &Trace) -> usize {
+        match self.samples - 1 {
+            0 => 0,
+            gaps => {
+                (u128::from(self.sample) * trace.steps.len() as u128 / u128::from(gaps)) as usize
+            }
+        }
+    }
+
+    /// Steps done when the next probe is due.
+    fn probe_due(&self) -> usize {
+        let interval = self.runs.interval_events;
+        let due = (self.pass.at as u64 / interval + 1).saturating_mul(interval);
+        usize::try_from(due).unwrap_or(usize::MAX)
+    }
+
+    /// Takes what is due after the steps done so far.
+    fn look(&mut self, trace: &Trace) {
+        let at = self.pass.at;
+        if at > 0 && (at as u64).is_multiple_of(self.runs.interval_events) {
+            self.runs.probes += 1;
+            self.runs.possible += u64::from(self.can_run());
+        }
+        if at == trace.peak_step {
+            self.map.at_peak = self.occupancy();
+        }
+        if self.sample < self.samples && at == self.sample_due(trace) {
+            self.take_sample(trace);
+            self.sample += 1;
+        }
+        if at == trace.steps.len() {
+            self.map.at_end = self.occupancy();
+        }
+    }
+
+    fn take_sample(&mut self, trace: &Trace) {
+        let blocks = self.pass.allocator.free_blocks();
+        let run_possible = self.can_run();
+        let at = self.pass.at;
+        // Of the step done last; the sample before all steps is at the beginning of time.
+        let nanoseconds = at.checked_sub(1).map_or(0, |last| trace.times[last]);
+        let curves = &mut self.curves;
+        curves.event.push(at as u64);
+        curves.seconds.push(nanoseconds as f64 / 1e9);
+        curves.live_bytes.push(self.pass.progress.live_pages * PAGE_BYTES);
+        curves.free_bytes.push(blocks.free_pages() * PAGE_BYTES);
+        curves.largest_free_bytes.push(blocks.largest_pages() * PAGE_BYTES);
+        curves.unusable_2mib.push(unusable(&blocks, INDEX_2_MIB));
+        curves.unusable_64kib.push(unusable(&blocks, INDEX_64_KIB));
+        curves.unusable_32mib.push(unusable(&blocks, INDEX_32_MIB));
+        curves.run_possible.push(u8::from(run_possible));
+        curves.failures.push(self.pass.progress.failures);
+    }
+
+    fn can_run(&mut self) -> bool {
+        self.pass.allocator.can_run(RUN_BYTES / PAGE_BYTES, RUN_ALIGN_BYTES / PAGE_BYTES)
+    }
+
+    fn occupancy(&mut self) -> Vec<u8> {
+        let allocator = &mut self.pass.allocator;
+        occupancy_map(allocator.pages(), &allocator.free_extents())
+    }
+}
+
+/// The share of the free memory that a request of so many bytes cannot use.
+pub(crate) fn unusable(blocks: &BlockCounts, bytes: u64) -> f64 {
+    blocks.unusable_index((bytes / PAGE_BYTES).ilog2())
+}

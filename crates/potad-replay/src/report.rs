@@ -1,0 +1,136 @@
+//! What a replay has to say about an allocator, as it is written to JSON.
+//!
+//! Sizes are in bytes. `event` counts steps: one for each allocation and each free, where a free of
+//! several allocations or pieces is several, and one of pages never seen allocated is none.
+
+use std::collections::BTreeMap;
+
+use serde::Serialize;
+
+use crate::probe::CacheLines;
+
+/// The result of a replay through one allocator.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Report {
+    /// The name the allocator is chosen by.
+    pub allocator: &'static str,
+    /// The name a reader is shown.
+    pub title: &'static str,
+    /// Memory replayed in.
+    pub memory_bytes: u64,
+    /// Events of the trace.
+    pub events: u64,
+    /// Allocations asked for.
+    pub allocations: u64,
+    /// Allocations refused.
+    pub failures: u64,
+    /// Free events of the trace.
+    pub frees: u64,
+    /// Pieces of allocations that were freed by themselves.
+    pub partial_frees: u64,
+    /// Free events of pages never seen allocated, ignored.
+    pub frees_before_recording: u64,
+    /// Frees of allocations that were refused, ignored.
+    pub frees_of_failed: u64,
+    /// Steps of one pass.
+    pub steps: u64,
+    /// Calls made of the allocator in one pass.
+    pub operations: u64,
+    /// Live at the end.
+    pub live_bytes: u64,
+    /// The most live at once.
+    pub peak_bytes: u64,
+    /// Metadata at the end.
+    pub metadata_bytes: u64,
+    /// Time of an operation, the replay's own loop included.
+    pub nanoseconds_per_operation: Nanoseconds,
+    /// Cache lines of an operation.
+    pub cache_lines: CacheLines,
+    /// The largest free block at the end.
+    pub largest_free_bytes: u64,
+    /// At the end, by the size asked for.
+    pub unusable_free_index: BTreeMap<u64, f64>,
+    /// How often a run could have been had.
+    pub runs: RunProbes,
+    /// At the end: block size to number of free blocks.
+    pub free_blocks: BTreeMap<u64, u64>,
+    /// How things went.
+    pub curves: Curves,
+    /// Where the memory was occupied.
+    pub map: AddressMap,
+}
+
+impl Report {
+    /// The report as one JSON object.
+    pub fn to_json(&self) -> String {
+        // Fails only for keys that are no text or number and for writers that fail: neither is here.
+        serde_json::to_string(self).expect("a report is plain data")
+    }
+}
+
+/// Nanoseconds, over the timed rounds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
+pub struct Nanoseconds {
+    /// The round in the middle.
+    pub median: f64,
+    /// The fastest round.
+    pub min: f64,
+    /// The slowest round.
+    pub max: f64,
+}
+
+/// How often a run of contiguous memory could have been had.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
+pub struct RunProbes {
+    /// The run's length.
+    pub size_bytes: u64,
+    /// What its start is a multiple of.
+    pub align_bytes: u64,
+    /// Steps from one probe to the next.
+    pub interval_events: u64,
+    /// Probes made.
+    pub probes: u64,
+    /// Probes that found one.
+    pub possible: u64,
+}
+
+/// Samples at equal distances in steps, the first before any and the last after all. Arrays of one
+/// length.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub struct Curves {
+    /// Steps done.
+    pub event: Vec<u64>,
+    /// Time since the trace's first event.
+    pub seconds: Vec<f64>,
+    /// Live memory.
+    pub live_bytes: Vec<u64>,
+    /// Free memory.
+    pub free_bytes: Vec<u64>,
+    /// The largest free block.
+    pub largest_free_bytes: Vec<u64>,
+    /// Unusable free index of 2 MiB.
+    pub unusable_2mib: Vec<f64>,
+    /// Unusable free index of 64 KiB.
+    pub unusable_64kib: Vec<f64>,
+    /// Unusable free index of 32 MiB.
+    pub unusable_32mib: Vec<f64>,
+    /// Whether the run could be had: 0 or 1.
+    pub run_possible: Vec<u8>,
+    /// Allocations refused so far.
+    pub failures: Vec<u64>,
+}
+
+/// The memory in equal cells, row by row in address order: 0 is wholly free, 255 wholly occupied.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub struct AddressMap {
+    /// Memory of a cell.
+    pub cell_bytes: u64,
+    /// Cells in a row.
+    pub columns: u64,
+    /// Steps done when the trace's live memory was at its peak.
+    pub peak_event: u64,
+    /// The cells at that moment.
+    pub at_peak: Vec<u8>,
+    /// The cells at the end.
+    pub at_end: Vec<u8>,
+}

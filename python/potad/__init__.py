@@ -1,0 +1,40 @@
+"""A power-of-two allocator with descriptors, for any range of integers.
+
+A `Space` hands out blocks (powers of two, aligned to their size) and runs (any contiguous
+range) of a range of addresses: bytes of memory or of a file, slots, network prefixes. It never
+touches what the addresses stand for.
+
+Terms. Sizes, addresses and alignments are in *address units*. The *granule* is the smallest
+amount handed out, a power of two. A *block* is a power of two of granules, aligned to its own
+size; a *run* is any contiguous sequence of granules handed out as one. An *allocation* is a
+block or a run, and its *descriptor* the record that is kept about it. A *span* is a range of
+addresses that belongs to a space.
+
+>>> import potad
+>>> space = potad.Space(1 << 30)
+>>> block = space.alloc(64 << 10)
+>>> run = space.alloc_run(200 << 10, align=16 << 10)
+>>> space.lookup(run + 5000).size
+204800
+>>> space.free(block)
+>>> len(space)
+1
+
+The command `potad` replays recorded page traffic of Linux through a space and its peers; what is
+behind it is `potad.trace` and `potad.report`.
+"""
+
+from potad._core import Descriptor, Space, __version__
+from potad.errors import Busy, Corrupt, NotAllocated, OutOfSpace, Poisoned, PotadError
+
+__all__ = [
+    "Busy",
+    "Corrupt",
+    "Descriptor",
+    "NotAllocated",
+    "OutOfSpace",
+    "Poisoned",
+    "PotadError",
+    "Space",
+    "__version__",
+]

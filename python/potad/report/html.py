@@ -1,0 +1,183 @@
+"""The report as one self-contained HTML page.
+
+It needs no network and no JavaScript, and says so in its content security policy, which
+would stop either. Figures are inline SVG, address maps `data:` images, the style sheet is
+`page.css` beside this file. Whatever comes from a file or its name is escaped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from html import escape
+from importlib import resources
+
+from potad.report import charts, humanise
+from potad.report.table import Row, headline, remarks, sections
+from potad.trace.result import Report, Result
+
+_POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
+
+
+def render(reports: Sequence[Report]) -> str:
+    """All traces' reports as one page."""
+    style = resources.files("potad.report").joinpath("page.css").read_text(encoding="utf-8")
+    names = [escape(report["trace"]["name"]) for report in reports]
+    contents = ""
+    if len(reports) > 1:
+        links = "".join(
+            f'<li><a href="#trace-{number}">{name}</a></li>' for number, name in enumerate(names)
+        )
+        contents = f"<nav><ul>{links}</ul></nav>"
+    return (
+        "<!DOCTYPE html>\n"
+        '<html lang="en"><head><meta charset="utf-8">'
+        f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        '<meta name="color-scheme" content="light dark">'
+        f"<title>potad replay: {', '.join(names)}</title>"
+        f"<style>\n{style}</style></head>\n<body><main>\n"
+        "<h1>Page traffic replayed</h1>"
+        f"{contents}\n{''.join(_trace(number, r) for number, r in enumerate(reports))}"
+        "</main></body></html>\n"
+    )
+
+
+def _trace(number: int, report: Report) -> str:
+    results = report["allocators"]
+    prefix = f"t{number}"
+    legend = _legend(results)
+    figures = (
+        _figure(
+            "Live and free memory",
+            "Filled, what the trace holds at each moment; dashed, the rest of the space."
+            " Drawn once, in the colour of text, if it is the same for all; failures part them.",
+            charts.memory(results, f"{prefix}-memory"),
+            legend,
+        ),
+        _figure(
+            "Largest free block",
+            "The largest naturally aligned power of two that could have been handed out;"
+            " the higher, the better. The scale is logarithmic.",
+            charts.largest_free(results, f"{prefix}-largest"),
+            legend,
+        ),
+        _figure(
+            "Unusable free index",
+            "The share of the free memory that lies in blocks too small for a request of this"
+            " size; the lower, the better.",
+            charts.unusable(results, f"{prefix}-unusable"),
+            legend,
+        ),
+        _figure(
+            _runs_heading(results[0]),
+            "Coloured while such a run was to be found, block or not; grey while none was."
+            f" {_runs_shares(results)}",
+            charts.runs(results, f"{prefix}-runs"),
+        ),
+        _figure(
+            "Free blocks by size",
+            "After the last event, all free memory as the largest naturally aligned blocks it"
+            " makes, counted alike for all: memory in the blocks to the right is of more use.",
+            charts.free_blocks(results, f"{prefix}-blocks"),
+            legend,
+        ),
+        _figure("Address map", _map_meaning(results[0]), _maps(results)),
+    )
+    notes = "".join(f"<li>{escape(remark)}</li>" for remark in remarks(report))
+    return (
+        f'<section id="trace-{number}"><h2>{escape(report["trace"]["name"])}</h2>'
+        f'<p class="headline">{escape(headline(report))}</p>'
+        f"{_table(report)}"
+        f"{f'<ul class=notes>{notes}</ul>' if notes else ''}"
+        f"{''.join(figures)}</section>\n"
+    )
+
+
+def _table(report: Report) -> str:
+    results = report["allocators"]
+    heads = "".join(f'<th scope="col">{_swatch(r)}{escape(r["title"])}</th>' for r in results)
+    table = sections(report)
+    groups = []
+    for section in table:
+        rows = "".join(_row(row) for row in section.rows)
+        groups.append(
+            f'<tbody><tr><th class="group" colspan="{len(results) + 1}" scope="rowgroup">'
+            f"{escape(section.heading)}</th></tr>{rows}</tbody>"
+        )
+    compared = any(cell.ratio for section in table for row in section.rows for cell in row.cells)
+    return (
+        f'<div class="table"><table><thead><tr><td></td>{heads}</tr></thead>'
+        f"{''.join(groups)}</table></div>"
+        + ('<p class="footnote">× is the ratio to the Linux buddy.</p>' if compared else "")
+    )
+
+
+def _row(row: Row) -> str:
+    cells = "".join(
+        f'<td>{escape(cell.value)}<span class="ratio">{escape(cell.ratio)}</span></td>'
+        for cell in row.cells
+    )
+    return (
+        f'<tr><th scope="row">{escape(row.label)}'
+        f'<span class="meaning">{escape(row.meaning)}</span></th>{cells}</tr>'
+    )
+
+
+def _swatch(result: Result) -> str:
+    return f'<span class="swatch series-{charts.place_of(result)}"></span>'
+
+
+def _legend(results: Sequence[Result]) -> str:
+    entries = "".join(f"<li>{_swatch(r)}{escape(r['title'])}</li>" for r in results)
+    return f'<ul class="legend">{entries}</ul>'
+
+
+def _figure(heading: str, meaning: str, body: str, legend: str = "") -> str:
+    return (
+        f"<figure><h3>{escape(heading)}</h3>"
+        f"<figcaption>{escape(meaning)}</figcaption>{legend}{body}</figure>\n"
+    )
+
+
+def _runs_heading(result: Result) -> str:
+    runs = result["runs"]
+    return (
+        f"Runs of {humanise.size(runs['size_bytes'])}"
+        f" at multiples of {humanise.size(runs['align_bytes'])}"
+    )
+
+
+def _runs_shares(results: Sequence[Result]) -> str:
+    shares = (
+        f"{r['title']} {humanise.share(r['runs']['possible'] / r['runs']['probes'])}"
+        for r in results
+        if r["runs"]["probes"]
+    )
+    text = ", ".join(shares)
+    return f"Of all looks: {text}." if text else "The trace is too short for a look."
+
+
+def _map_meaning(result: Result) -> str:
+    cells = result["map"]
+    width = humanise.size(cells["cell_bytes"] * cells["columns"])
+    return (
+        f"The whole space in address order, {width} a row, {humanise.size(cells['cell_bytes'])}"
+        " a pixel; the stronger the colour, the more of it is in use."
+    )
+
+
+def _maps(results: Sequence[Result]) -> str:
+    cells = []
+    for result in results:
+        title = escape(result["title"])
+        event = humanise.count(result["map"]["peak_event"])
+        for when, values in (
+            (f"at the peak (event {event})", result["map"]["at_peak"]),
+            ("at the end", result["map"]["at_end"]),
+        ):
+            cells.append(
+                f'<div class="map"><p>{_swatch(result)}{title}, {when}</p>'
+                f'<img alt="Address map of {title} {when}"'
+                f' src="{charts.address_map(result, values)}"></div>'
+            )
+    return f'<div class="maps">{"".join(cells)}</div>'

@@ -1,0 +1,23 @@
+"""Recorded page traffic: making it, reading it, and running it through allocators.
+
+`read_trace` gives a `Trace`; `replay` runs it through one allocator and gives a `Result`.
+`record` makes such traces. Nothing here prints or knows about a terminal.
+"""
+
+from potad.trace.errors import RecordError, TraceError
+from potad.trace.reader import read_trace
+from potad.trace.replay import PEERS, POTAD, default_memory_bytes, replay, summarise
+from potad.trace.result import Report, Result
+
+__all__ = [
+    "PEERS",
+    "POTAD",
+    "RecordError",
+    "Report",
+    "Result",
+    "TraceError",
+    "default_memory_bytes",
+    "read_trace",
+    "replay",
+    "summarise",
+]

@@ -1,0 +1,148 @@
+"""Traces through allocators: what a result holds, and that its figures agree."""
+
+from __future__ import annotations
+
+import math
+import typing
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from replay_samples import BUNDLED_TRACE, SHARED_DATA
+
+from potad.trace import PEERS, POTAD, default_memory_bytes, read_trace, replay
+from potad.trace.replay import page_rounded
+from potad.trace.result import PAGE_BYTES, Result
+
+MIB = 1 << 20
+
+
+def assert_shaped(value: Any, kind: Any, path: str) -> None:
+    """That `value` has exactly the keys and types of the `TypedDict` `kind`."""
+    if typing.is_typeddict(kind):
+        hints = typing.get_type_hints(kind)
+        assert set(value) == set(hints), path
+        for key, hint in hints.items():
+            assert_shaped(value[key], hint, f"{path}.{key}")
+    elif typing.get_origin(kind) is list:
+        for item in value:
+            assert_shaped(item, typing.get_args(kind)[0], f"{path}[]")
+    elif typing.get_origin(kind) is dict:
+        for item in value.values():
+            assert_shaped(item, typing.get_args(kind)[1], f"{path}{{}}")
+    elif kind is float:
+        assert isinstance(value, int | float), path
+        assert math.isfinite(value), path
+    else:
+        assert type(value) is kind, path
+
+
+def assert_consistent(result: Result, memory_bytes: int) -> None:
+    """What must hold of any result whatever the allocator."""
+    assert_shaped(result, Result, result["allocator"])
+    assert result["memory_bytes"] == memory_bytes
+    assert result["events"] == result["allocations"] + result["frees"]
+    assert 0 <= result["failures"] <= result["allocations"]
+    assert result["live_bytes"] <= result["peak_bytes"] <= memory_bytes
+    free = sum(int(size) * count for size, count in result["free_blocks"].items())
+    assert free == memory_bytes - result["live_bytes"]
+    assert result["largest_free_bytes"] == max(map(int, result["free_blocks"]), default=0)
+    for size, index in result["unusable_free_index"].items():
+        smaller = sum(int(s) * n for s, n in result["free_blocks"].items() if int(s) < int(size))
+        assert index == pytest.approx(smaller / free if free else 0.0, abs=1e-6)
+    times = result["nanoseconds_per_operation"]
+    assert 0 < times["min"] <= times["median"] <= times["max"]
+    lines = result["cache_lines"]
+    assert lines["missing_l2"]["mean"] <= lines["missing_l1"]["mean"]
+    assert 0 < lines["distinct"]["mean"] <= lines["distinct"]["p99"] * 2
+    runs = result["runs"]
+    assert runs["possible"] <= runs["probes"]
+    curves = result["curves"]
+    assert len({len(curve) for curve in typing.cast(dict[str, Any], curves).values()}) == 1
+    for live, left in zip(curves["live_bytes"], curves["free_bytes"], strict=True):
+        assert live + left == memory_bytes
+    assert curves["event"] == sorted(curves["event"])
+    assert curves["seconds"] == sorted(curves["seconds"])
+    assert set(curves["run_possible"]) <= {0, 1}
+    assert curves["failures"][-1] <= result["failures"]
+    cells = result["map"]
+    for shares in (cells["at_peak"], cells["at_end"]):
+        assert all(0 <= share <= 255 for share in shares)
+        assert (len(shares) - 1) * cells["cell_bytes"] < memory_bytes
+        assert len(shares) * cells["cell_bytes"] >= memory_bytes
+    in_use = sum(cells["at_end"]) / 255 * cells["cell_bytes"]
+    assert in_use == pytest.approx(result["live_bytes"], abs=2 * cells["cell_bytes"], rel=0.02)
+
+
+@given(st.integers(0, 1 << 50))
+def test_default_memory(peak: int) -> None:
+    memory = default_memory_bytes(peak)
+    assert memory % MIB == 0
+    assert peak + peak // 16 <= memory < max(peak + peak // 16, 1) + MIB
+
+
+@given(st.integers(1, 1 << 62))
+def test_page_rounding(size: int) -> None:
+    assert page_rounded(size) % PAGE_BYTES == 0
+    assert 0 <= page_rounded(size) - size < PAGE_BYTES
+
+
+@pytest.fixture(scope="module")
+def bundled() -> Any:
+    return read_trace(str(BUNDLED_TRACE))
+
+
+@pytest.mark.parametrize("allocator", [POTAD, *PEERS])
+def test_bundled_trace_end_to_end(bundled: Any, allocator: str) -> None:
+    memory = default_memory_bytes(bundled.peak_bytes)
+    seen: list[tuple[int, int]] = []
+    result = replay(
+        bundled,
+        allocator,
+        memory_bytes=memory,
+        points=120,
+        progress=lambda done, total: seen.append((done, total)),
+    )
+    assert result["allocator"] == allocator
+    assert result["events"] == bundled.events
+    assert result["frees_before_recording"] == bundled.frees_before_recording
+    assert_consistent(result, memory)
+    assert 100 <= len(result["curves"]["event"]) <= 140
+    assert seen[-1][0] == seen[-1][1]
+    if not result["failures"]:
+        assert result["live_bytes"] == bundled.live_bytes
+        assert result["peak_bytes"] == bundled.peak_bytes
+
+
+@pytest.mark.parametrize("allocator", [POTAD, *PEERS])
+def test_too_little_memory_is_counted_in_failures(bundled: Any, allocator: str) -> None:
+    memory = page_rounded(bundled.peak_bytes // 2)
+    result = replay(bundled, allocator, memory_bytes=memory, points=10)
+    assert result["failures"] > 0
+    assert result["frees_of_failed"] > 0
+    assert_consistent(result, memory)
+
+
+def test_bad_arguments_are_refused(bundled: Any) -> None:
+    with pytest.raises(ValueError, match="slab"):
+        replay(bundled, "slab", memory_bytes=MIB)
+    with pytest.raises(ValueError, match="memory"):
+        replay(bundled, POTAD, memory_bytes=MIB + 1)
+    with pytest.raises(ValueError, match="points"):
+        replay(bundled, POTAD, memory_bytes=MIB, points=1)
+    with pytest.raises(ValueError, match="probe_interval"):
+        replay(bundled, POTAD, memory_bytes=MIB, probe_interval_events=0)
+
+
+@pytest.mark.parametrize("name", ["linux-compile", "linux-files", "linux-numpy-thp"])
+@pytest.mark.parametrize("allocator", [POTAD, *PEERS])
+def test_recorded_traces_to_the_end(name: str, allocator: str) -> None:
+    file = SHARED_DATA / f"{name}.ftrace.xz"
+    if not file.exists():
+        pytest.skip(f"{file} is not there")
+    trace = read_trace(str(file))
+    memory = default_memory_bytes(trace.peak_bytes)
+    result = replay(trace, allocator, memory_bytes=memory, probe_interval_events=20_000, points=30)
+    assert result["events"] == trace.events
+    assert_consistent(result, memory)
