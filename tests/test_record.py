@@ -305,9 +305,11 @@ def test_a_mounted_tracefs_is_used_and_stays(tmp_path: Path) -> None:
         pytest.skip(f"cannot mount tracefs: {mounted.stderr.decode()}")
     try:
         mounts = Path("/proc/self/mounts").read_text()
+        # Some may be there already, left by a recorder that was killed.
+        instances = os.listdir(place / "instances")
         assert potad_record(tmp_path / "trace", ["true"]).returncode == 0
         assert Path("/proc/self/mounts").read_text() == mounts
-        assert os.listdir(place / "instances") == []
+        assert os.listdir(place / "instances") == instances
     finally:
         subprocess.run(["umount", str(place)], check=True)
 

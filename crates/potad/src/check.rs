@@ -253,6 +253,10 @@ impl<P: Probe> Space<P> {
                 self.total, self.absent
             ));
         }
+        let pledged = self.pledge_near(&(0..u128::MAX));
+        if pledged != self.tree.pledged {
+            return corrupt(format!("{} ends are pledged, recounted {pledged}", self.tree.pledged));
+        }
         for retired in self.retired_ranges() {
             let free = self.parts(&retired).find(|part| part.2 == State::Free);
             if let Some((first, ..)) = free {

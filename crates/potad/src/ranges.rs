@@ -34,6 +34,13 @@ impl Ranges {
             .filter(|common| common.start < common.end)
     }
 
+    /// The ranges, whole, that overlap or adjoin `range`, ascending.
+    pub(crate) fn touching(&self, range: &Range<u128>) -> impl Iterator<Item = Range<u128>> + '_ {
+        let from = self.ranges.partition_point(|other| other.end < range.start);
+        let to = self.ranges.partition_point(|other| other.start <= range.end);
+        self.ranges[from..to].iter().cloned()
+    }
+
     pub(crate) fn covers(&self, within: Range<u128>) -> bool {
         self.ranges
             .get(self.index(within.start))
@@ -98,6 +105,9 @@ mod tests {
             let probe = probe..probe + 1 + random(8);
             assert_eq!(ranges.covers(probe.clone()), probe.clone().all(|at| set.contains(&at)));
             let common: Vec<u128> = ranges.overlap(probe.clone()).flatten().collect();
+            let beside = |all: &&Range<u128>| all.start <= probe.end && all.end >= probe.start;
+            let touching: Vec<_> = ranges.ranges.iter().filter(beside).cloned().collect();
+            assert_eq!(ranges.touching(&probe).collect::<Vec<_>>(), touching);
             let slow: Vec<u128> = probe.filter(|at| set.contains(at)).collect();
             assert_eq!(common, slow);
         }

@@ -223,19 +223,6 @@ impl<P: Probe> Tree<P> {
         self.seek(from, used, false)
     }
 
-    /// First granule at or after `from` that is not in an allocation.
-    pub(crate) fn next_unused(&self, from: u64) -> Option<u64> {
-        let unused = |tree: &Self, place: &Place, at: u64| {
-            if place.level == 0 {
-                !tree.row(place.node, at).0
-            } else {
-                let line = tree.line(place.node, place.level, at);
-                !tree.pool.get(line, OCCUPIED) | tree.pool.get(line, ABSENT)
-            }
-        };
-        self.seek(from, unused, false)
-    }
-
     /// First granule at or after `from` that is in the space and not out of service.
     pub(crate) fn next_present(&self, from: u64) -> Option<u64> {
         let present = |tree: &Self, place: &Place, at: u64| {

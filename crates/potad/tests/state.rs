@@ -201,3 +201,40 @@ fn a_space_of_any_size_costs_the_same() {
         }
     }
 }
+
+/// Taking granules out of service, freeing them and putting them back costs the same however much
+/// is in use around them or retired already.
+#[test]
+fn retiring_costs_the_same_however_much_is_retired() {
+    const GRANULES: u64 = 1 << 16;
+    let count = Rc::new(Cell::new(0));
+    let mut space = Space::with_probe(0, GRANULES as u128, 1, Count(count.clone())).unwrap();
+    for _ in 0..GRANULES {
+        space.alloc(1).unwrap();
+    }
+    let mut random = Random::new(11);
+    let cost = |what: &str, space: &mut Space<Count>, call: &dyn Fn(&mut Space<Count>)| {
+        let before = count.get();
+        call(space);
+        let cost = count.get() - before;
+        assert!(cost < 1000, "{what}: {cost} accesses");
+    };
+    let mut retired = Vec::new();
+    for _ in 0..300 {
+        let at = random.within(0..GRANULES);
+        cost("retire", &mut space, &|space| space.retire(at, 1).unwrap());
+        retired.push(at);
+        let at = random.within(0..GRANULES);
+        if space.lookup(at).is_some() {
+            cost("free_range", &mut space, &|space| space.free_range(at, 1).unwrap());
+        }
+    }
+    space.check().unwrap();
+    for at in retired {
+        if space.lookup(at).is_some() {
+            cost("free", &mut space, &|space| drop(space.free(at).unwrap()));
+        }
+        cost("restore", &mut space, &|space| space.restore(at, 1).unwrap());
+    }
+    space.check().unwrap();
+}

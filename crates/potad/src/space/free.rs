@@ -101,11 +101,19 @@ impl<P: Probe> Space<P> {
         let not_allocated = |address| Err(Error::NotAllocated { address, inside: None });
         let Some(first) = self.position(start) else { return not_allocated(start) };
         let last = first as u128 + (range.end - range.start) - 1;
-        if let Some(gap) = self.tree.next_unused(first).filter(|&gap| gap as u128 <= last) {
-            return not_allocated(self.address(gap));
-        }
-        if last > self.last as u128 {
-            return not_allocated(self.address(self.last) + self.granule());
+        let mut at = first;
+        loop {
+            if !matches!(self.tree.state(at), State::Used { .. }) {
+                return not_allocated(self.address(at));
+            }
+            let used = self.tree.last(at);
+            if used as u128 >= last {
+                break;
+            }
+            if used == self.last {
+                return not_allocated(self.address(used) + self.granule());
+            }
+            at = used + 1;
         }
         let last = last as u64;
         self.tree.ensure_detail(2)?;

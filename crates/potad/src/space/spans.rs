@@ -107,22 +107,21 @@ impl<P: Probe> Space<P> {
     pub fn retire(&mut self, start: u64, size: u128) -> Result<(), Error> {
         let range = self.range("start", start, size)?;
         self.must_be_present(start, &range)?;
-        // What is in use will need detail at both ends when it is freed, and must not fail then.
-        let parts: Vec<Part> = self.parts(&range).collect();
+        // A retired range in use needs detail at both ends when it is freed, and must not fail then.
         let pledged = self.tree.pledged;
-        self.tree.pledged += 2 * parts.iter().filter(|part| is_used(part)).count();
+        self.tree.pledged += 2;
+        let parts = self.parts_in(&range, State::Free);
         if let Err(error) = self.tree.ensure_detail(2 * parts.len()) {
             self.tree.pledged = pledged;
             return Err(error);
         }
-        for (first, last, state) in parts {
-            if state == State::Free {
-                self.tree.mark(first, last, Mark::Absent);
-                self.absent += (last - first) as u128 + 1;
-            }
+        self.tree.pledged = pledged - self.pledge_near(&range);
+        for (first, last) in parts {
+            self.tree.mark(first, last, Mark::Absent);
+            self.absent += (last - first) as u128 + 1;
         }
-        self.retired.insert(range);
-        self.pledge();
+        self.retired.insert(range.clone());
+        self.tree.pledged += self.pledge_near(&range);
         Ok(())
     }
 
@@ -130,24 +129,35 @@ impl<P: Probe> Space<P> {
     pub fn restore(&mut self, start: u64, size: u128) -> Result<(), Error> {
         let range = self.range("start", start, size)?;
         self.must_be_present(start, &range)?;
-        let parts: Vec<Part> = self.parts(&range).collect();
-        self.tree.ensure_detail(2 * parts.len())?;
-        for (first, last, state) in parts {
-            if state == State::Absent {
-                self.tree.mark(first, last, Mark::Free);
-                self.absent -= (last - first) as u128 + 1;
-            }
+        // What is left of a range that loses its middle is two.
+        let pledged = self.tree.pledged;
+        self.tree.pledged += 2;
+        let parts = self.parts_in(&range, State::Absent);
+        if let Err(error) = self.tree.ensure_detail(2 * parts.len()) {
+            self.tree.pledged = pledged;
+            return Err(error);
         }
-        self.retired.remove(range);
-        self.pledge();
+        self.tree.pledged = pledged - self.pledge_near(&range);
+        for (first, last) in parts {
+            self.tree.mark(first, last, Mark::Free);
+            self.absent -= (last - first) as u128 + 1;
+        }
+        self.retired.remove(range.clone());
+        self.tree.pledged += self.pledge_near(&range);
         Ok(())
     }
 
-    /// Keeps metadata in reserve for what is retired and still in use: its two ends.
-    fn pledge(&mut self) {
-        let retired = self.spans.iter().flat_map(|span| self.retired.overlap(span));
-        let in_use = retired.map(|range| self.parts(&range).filter(is_used).count());
-        self.tree.pledged = 2 * in_use.sum::<usize>();
+    /// The ends that retired ranges at or beside `range` pledge: two for each not wholly absent.
+    pub(crate) fn pledge_near(&self, range: &Range<u128>) -> usize {
+        2 * self.retired.touching(range).filter(|retired| self.is_present(retired)).count()
+    }
+
+    /// Whether any granule of a range, parts of which may lie outside the space, is not absent.
+    fn is_present(&self, range: &Range<u128>) -> bool {
+        self.spans.overlap(range.clone()).any(|part| {
+            let (first, last) = self.positions(&part);
+            self.tree.next_present(first).is_some_and(|present| present <= last)
+        })
     }
 
     fn must_be_present(&self, start: u64, range: &Range<u128>) -> Result<(), Error> {
@@ -161,14 +171,20 @@ impl<P: Probe> Space<P> {
         })
     }
 
-    /// The range cut into stretches that are free, used or absent.
+    /// The stretches of a range that are free, or absent.
+    fn parts_in(&self, range: &Range<u128>, wanted: State) -> Vec<(u64, u64)> {
+        let parts = self.parts(range).filter(|part| part.2 == wanted);
+        parts.map(|(first, last, _)| (first, last)).collect()
+    }
+
+    /// The range cut into what is free, what is absent, and each allocation.
     pub(crate) fn parts(&self, range: &Range<u128>) -> impl Iterator<Item = Part> + '_ {
         let (first, last) = self.positions(range);
         let mut next = Some(first);
         std::iter::from_fn(move || {
             let at = next?;
             let (state, end) = match self.tree.state(at) {
-                State::Used { .. } => (State::Used { head: false }, self.tree.next_unused(at)),
+                used @ State::Used { .. } => (used, self.tree.last(at).checked_add(1)),
                 State::Free => (State::Free, self.tree.next_occupied(at)),
                 State::Absent => (State::Absent, self.tree.next_present(at)),
             };
@@ -182,24 +198,20 @@ impl<P: Probe> Space<P> {
     #[cold]
     pub(super) fn withdraw(&mut self, first: u64, last: u64) {
         let start = self.origin as u128 + first as u128;
-        let freed = start..start + (last - first) as u128 + 1;
         // One after the other, since to collect them could need memory.
-        let mut rest = freed;
+        let mut rest = start..start + (last - first) as u128 + 1;
         while let Some(part) = self.retired.overlap(rest.clone()).next() {
             let (first, last) = self.positions(&part);
             self.tree.mark(first, last, Mark::Absent);
             self.absent += part.end - part.start;
+            let whole = self.retired.touching(&part).next().expect("it was just found");
+            if !self.is_present(&whole) {
+                self.tree.pledged -= 2;
+            }
             rest.start = part.end;
-        }
-        if rest.start != start {
-            self.pledge();
         }
     }
 }
 
 /// A stretch of granules as [`Space::parts`] gives it.
 pub(crate) type Part = (u64, u64, State);
-
-pub(crate) fn is_used(part: &Part) -> bool {
-    matches!(part.2, State::Used { .. })
-}
