@@ -38,6 +38,7 @@ test-python: build
 
 bench: build
 	cargo bench --locked -p potad --bench peers
+	$(BIN)/python -m pip install --quiet setuptools pybind11 # tlsfallocator does not ask for them
 	$(BIN)/python -m pip install --quiet --no-build-isolation --editable '.[bench]'
 	$(BIN)/python benchmarks/python_calls.py
 

@@ -3,30 +3,35 @@
 //! # Policy
 //!
 //! Two things ruin large blocks: breaking one where a smaller would do, and spreading small
-//! allocations over all addresses. Which one hurts depends on how much is left unbroken, so one
-//! figure decides between two rules for blocks of whole rows.
+//! allocations over all addresses.
 //!
-//! *While there is plenty* (one free block of at least a sixteenth of the space), allocations are
-//! packed by address: the lowest free block that is large enough is taken, though not one that is
-//! part of the plenty. Use gathers at low addresses, and what lies above drains.
+//! *While there is plenty*, that is one free block of at least a sixteenth of the space, use is
+//! gathered at low addresses, so that what lies above drains: a request of whole rows takes the
+//! lowest block that is large enough, though not the plenty itself; for a smaller one the space is
+//! seen as sixteenths, and a lower one is used up, parts of rows first, before a higher one is touched.
 //!
-//! *Otherwise* what is left is guarded: no whole row is broken while a part of one would do, and
-//! no block of whole rows while one of a smaller order would; of equals the lowest is taken.
+//! *Otherwise* what is left is guarded: no whole row is broken while a part of one will do, and no
+//! block of whole rows while one of a smaller order will; of equals the lowest is taken.
 //!
-//! Parts of rows are taken from the lowest row that can serve, and in it from the smallest block
-//! that will do.
+//! *Less than a row* comes, before all that, from a block of the very order that was freed a moment
+//! ago (see `head`). Parts of rows are taken from the lowest row that can serve, and in it from the
+//! smallest block that will do.
+//!
+//! Holes are filled at the lowest address at once; putting that off, to take several from one place,
+//! was tried and leaves a quarter fewer large blocks. What can be put off is telling the tree.
 //!
 //! # Cost
 //!
-//! An allocation inside a row descends through one word a level to the row, none of which it has
-//! to write unless it took the row's largest block. A free reads and writes its row, and one word
-//! over it to see that nothing new is to be told. The levels above come in only when a node's
-//! last block of an order goes, or its first comes.
+//! A block freed and taken again while it is recent costs the tree nothing. Any other allocation
+//! inside a row goes down one word a level to the row, or starts at the head's `near`, and tells the
+//! levels above what the row still reaches; a free tells them what it has come to reach. Both do that
+//! in straight-line code as far as the section, since whether a word changes is as good as random.
 
 use crate::error::Error;
-use crate::head::{Head, NO_ROW};
+use crate::head::{Head, NO_ROW, NOTHING, RECENT, SECTIONS};
 use crate::pool::{NONE, Node};
 use crate::probe::Probe;
+use crate::reach::Reach;
 use crate::tree::{
     ABSENT, DETAIL, HAS, HEAD, OCCUPIED, SECTION_LEVEL, SECTION_SHIFT, State, Tree, child_of,
     level1,
@@ -37,9 +42,17 @@ impl<P: Probe> Tree<P> {
     // ---- allocating ------------------------------------------------------------------------
 
     /// Allocates the block of `2^order` granules that the policy chooses, if there is one.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn alloc_block(&mut self, order: u32) -> Result<Option<u64>, Error> {
-        self.touch_head();
+        match self.alloc_recent(order) {
+            None => self.alloc_from_tree(order),
+            recent => Ok(recent),
+        }
+    }
+
+    /// The same where there is no recent block.
+    #[inline(never)]
+    fn alloc_from_tree(&mut self, order: u32) -> Result<Option<u64>, Error> {
         if order < ROW_ORDERS
             && let Some(position) = self.alloc_small(order)
         {
@@ -48,24 +61,56 @@ impl<P: Probe> Tree<P> {
         self.alloc_large(order)
     }
 
+    /// Allocates the recent block of the order, if there is one.
+    #[inline(always)]
+    fn alloc_recent(&mut self, order: u32) -> Option<u64> {
+        self.touch_head();
+        let recent = self.head.recent.get_mut(order as usize)?;
+        if *recent == NOTHING {
+            return None;
+        }
+        let position = std::mem::replace(recent, NOTHING) as u64;
+        self.head.used = self.head.used.wrapping_add(1 << order);
+        self.head.allocations += 1;
+        Some(position)
+    }
+
+    /// Gives the recent blocks back to the tree. Whether there were any.
+    #[inline]
+    pub(crate) fn settle(&mut self) -> bool {
+        self.touch_head();
+        self.head.recent != [NOTHING; RECENT] && self.settle_recent()
+    }
+
+    #[inline(never)]
+    fn settle_recent(&mut self) -> bool {
+        for order in 0..RECENT as u32 {
+            if let Some(position) = self.alloc_recent(order) {
+                self.free(position, false).expect("the tree takes it for allocated");
+            }
+        }
+        true
+    }
+
     /// Allocates from a block inside a row, if there is one and the policy would have it taken.
     #[inline(always)]
     fn alloc_small(&mut self, order: u32) -> Option<u64> {
-        if self.head.orders >> order & 1 == 0 {
-            return None;
-        }
         let (section, row_first) = self.lowest_row(order)?;
-        if !self.head.takes_small(row_first) {
+        if Head::row(row_first) >= self.head.limit {
             return None;
         }
+        self.head.note_usual(row_first);
         Some(self.take_in_row(section, row_first, order))
     }
 
-    /// The lowest row with a free block of at least `order`, up to 5: its section and its first
-    /// position.
+    /// The lowest row with a part of at least `order`, up to 5, that is not all of it: its
+    /// section and its first position.
     #[inline(always)]
     pub(crate) fn lowest_row(&mut self, order: u32) -> Option<(Node, u64)> {
-        let near = (self.head.low_small as u64) << ROW_ORDERS;
+        if self.head.near == NO_ROW {
+            return None;
+        }
+        let near = (self.head.near as u64) << ROW_ORDERS;
         let section = self.section(near);
         if section != NONE {
             let words = self.pool.line(level1(section, near));
@@ -73,77 +118,50 @@ impl<P: Probe> Tree<P> {
             let above = has & (u64::MAX << child_of(near, 1));
             if above != 0 {
                 let child = above.trailing_zeros() as u64;
-                return Some((section, near & !0xfff | child << ROW_ORDERS));
+                let position = near & !low_bits(2 * ROW_ORDERS) | child << ROW_ORDERS;
+                if order == 0 {
+                    self.head.near = Head::row(position);
+                }
+                return Some((section, position));
             }
         }
         self.find_lowest_row(order)
     }
 
-    /// The same from the top down. Where it is led to a node that does not reach the order any
-    /// more, it says so above and starts again.
-    #[inline]
+    /// The same from the top down.
+    #[inline(never)]
     fn find_lowest_row(&mut self, order: u32) -> Option<(Node, u64)> {
-        let has = |words: &[u64; 8]| words[(HAS + order as usize) & 7] & words[DETAIL];
-        while self.head.orders >> order & 1 != 0 {
-            let (section, position) = if self.top() == SECTION_LEVEL {
-                (self.head.sections[0], 0)
-            } else if let Some(at) = self.head.first_section(order) {
-                (self.head.sections[at], (at as u64) << SECTION_SHIFT)
-            } else {
-                match self.first_far_section(order) {
-                    Ok(found) => found,
-                    Err((level, position)) => {
-                        self.mend(level, position);
-                        continue;
-                    }
+        let has = |line| {
+            let words = self.pool.line(line);
+            (words[(HAS + order as usize) & 7] & words[DETAIL]).trailing_zeros() as u64
+        };
+        self.touch_summit();
+        let (section, position) = if self.summit.flat {
+            let at = self.summit.reach.first(order)?;
+            (self.head.sections[at], (at as u64) << SECTION_SHIFT)
+        } else {
+            let (mut node, mut position) = (self.summit.root, 0);
+            for level in (SECTION_LEVEL + 1..=self.top()).rev() {
+                let child = has(node as usize);
+                if child == 64 {
+                    return None;
                 }
-            };
-            let over = has(self.pool.line(section as usize));
-            if over == 0 {
-                self.mend(SECTION_LEVEL, position);
-                continue;
+                position |= child << (ROW_ORDERS * level);
+                node = self.pool.child(node, child as u32);
             }
-            let position = position | (over.trailing_zeros() as u64) << (2 * ROW_ORDERS);
-            let rows = has(self.pool.line(level1(section, position)));
-            if rows == 0 {
-                self.mend(1, position);
-                continue;
-            }
-            let position = position | (rows.trailing_zeros() as u64) << ROW_ORDERS;
-            let row = Head::row(position);
-            self.head.low_small = if order == 0 { row } else { self.head.low_small };
-            return Some((section, position));
+            (node, position)
+        };
+        let child = has(section as usize);
+        if child == 64 {
+            // Only in a root that is a section.
+            return None;
         }
-        None
-    }
-
-    /// The first section that reaches an order and that the head does not know of, and its first
-    /// position; or the level and position of a node that does not reach it after all.
-    #[inline(never)]
-    fn first_far_section(&self, order: u32) -> Result<(Node, u64), (u32, u64)> {
-        let mut position = 0;
-        let mut node = self.root();
-        for level in (SECTION_LEVEL + 1..=self.top()).rev() {
-            let words = self.pool.line(node as usize);
-            let has = words[HAS + order as usize] & words[DETAIL];
-            if has == 0 {
-                return Err((level, position));
-            }
-            let child = has.trailing_zeros();
-            position |= (child as u64) << (ROW_ORDERS * level);
-            node = self.pool.child(node, child);
+        let position = position | child << (2 * ROW_ORDERS);
+        let position = position | has(level1(section, position)) << ROW_ORDERS;
+        if order == 0 {
+            self.head.near = Head::row(position);
         }
-        Ok((node, position))
-    }
-
-    /// Tells the levels above what the node of `level` over `position` reaches now.
-    #[inline(never)]
-    fn mend(&mut self, level: u32, position: u64) {
-        let reach = self.reach(self.node(position, level));
-        if level == SECTION_LEVEL {
-            self.note_reach(position, reach);
-        }
-        self.set_reach_from(position, level + 1, reach);
+        Some((section, position))
     }
 
     /// Allocates in a row that has a free block of at least `order`, from the smallest such block.
@@ -156,51 +174,71 @@ impl<P: Probe> Tree<P> {
         let candidates = blocks[from as usize];
         let at = candidates.trailing_zeros();
         let position = row_first | at as u64;
-        self.set_row(section, position, used | low_bits(1 << order) << at, head | 1 << at);
+        self.set_row(section, position, used | word::block(order) << at, head | 1 << at);
         self.head.used = self.head.used.wrapping_add(1 << order);
         self.head.allocations += 1;
-
-        if orders >> from == 1 && candidates & (candidates - 1) == 0 {
-            // The row's largest block is gone. What is left: the others, and the halves that
-            // splitting it left.
-            let left = orders & !(1 << from) | ((1 << from) - (1 << order));
-            self.set_reach(section, position, word::reach_of(left));
-        }
+        // What is left: the others, and the halves that splitting this one left.
+        let last = (candidates & (candidates - 1) == 0) as u32;
+        let left = orders & !(last << from) | ((1 << from) - (1 << order));
+        self.set_reach(section, position, word::reach_of(left));
         position
     }
 
     /// Allocates from a block that is made of whole rows, or says that there is none.
     #[inline(never)]
     fn alloc_large(&mut self, order: u32) -> Result<Option<u64>, Error> {
-        let least = order.max(ROW_ORDERS);
-        if self.head.orders() >> least == 0 {
-            return Ok(None);
-        }
-        self.ensure_detail(1)?;
-        if self.head.has_plenty() {
-            let packed = self.head.packed();
-            let lowest = self.next_block(packed, (self.head.low_large as u64) << ROW_ORDERS);
-            self.head.low_large = lowest.map_or(NO_ROW, |(position, _)| Head::row(position));
-            if order < ROW_ORDERS
-                && let Some(position) = self.alloc_small(order)
+        self.touch_summit();
+        if order < ROW_ORDERS {
+            if let Some(position) = self.alloc_below_limit(order) {
+                return Ok(Some(position));
+            }
+            // Rather a part of a recent block than of a whole row.
+            if self.settle()
+                && let Some(position) =
+                    self.alloc_small(order).or_else(|| self.alloc_below_limit(order))
             {
                 return Ok(Some(position));
             }
-            let found = match lowest {
-                Some((from, found)) if found < order => {
-                    self.next_block(packed & (u128::MAX << order), from)
-                }
-                lowest => lowest,
-            };
-            if let Some((position, from)) = found {
-                self.take_large(position, order, from);
-                return Ok(Some(position));
-            }
+        } else {
+            self.settle();
         }
-        let from = least + (self.head.orders() >> least).trailing_zeros();
+        let least = order.max(ROW_ORDERS);
+        let orders = self.summit.large_orders() >> least;
+        if orders == 0 {
+            return Ok(None);
+        }
+        self.ensure_detail(1)?;
+        if let Some((position, from)) = self.lowest_packed(least) {
+            self.take_large(position, order, from);
+            if order < ROW_ORDERS {
+                // It was the lowest of all, not only of those that are large enough.
+                self.set_low_large(position.checked_add(64).map_or(NO_ROW, Head::row));
+            }
+            return Ok(Some(position));
+        }
+        let from = least + orders.trailing_zeros();
         let position = self.lowest(from);
         self.take_large(position, order, from);
         Ok(Some(position))
+    }
+
+    /// The lowest block of at least `order`, 6 or above, of those taken by address: none unless
+    /// there is plenty.
+    fn lowest_packed(&self, order: u32) -> Option<(u64, u32)> {
+        let from = (self.summit.low_large as u64) << ROW_ORDERS;
+        let orders = if self.summit.has_plenty() { self.summit.packed() } else { 0 };
+        self.next_block(orders & u128::MAX << order, from)
+    }
+
+    /// Finds out where the lowest whole row is, which may not have been known when the limit was
+    /// set, and allocates as [`Tree::alloc_small`] does.
+    fn alloc_below_limit(&mut self, order: u32) -> Option<u64> {
+        if self.head.limit == NO_ROW {
+            return None;
+        }
+        let lowest = self.lowest_packed(ROW_ORDERS);
+        self.set_low_large(lowest.map_or(NO_ROW, |(position, _)| Head::row(position)));
+        self.alloc_small(order)
     }
 
     /// Takes `2^order` granules from the start of the maximal free block of order `from`, 6 or
@@ -220,7 +258,7 @@ impl<P: Probe> Tree<P> {
         }
         // What splitting leaves at this level.
         for left in order.max(shift)..from {
-            self.head.note_large(position);
+            self.note_large(position);
             self.gain(position, level + 1, left);
         }
         if order >= shift {
@@ -230,15 +268,18 @@ impl<P: Probe> Tree<P> {
             self.pool.set(line, HEAD, heads & !children | 1 << at);
             return;
         }
+        if level > SECTION_LEVEL && position >> SECTION_SHIFT >= SECTIONS as u64 {
+            self.unflatten();
+        }
         // The first child gets detail, and so does the first of it, down to the order's level: each
         // had nothing below it, and all but its own first child stays free.
         self.pool.set(line, OCCUPIED, occupied | 1 << at);
         let detail = self.pool.get(line, DETAIL);
         self.pool.set(line, DETAIL, detail | 1 << at);
-        self.head.note_large(position);
+        self.note_large(position);
         if order < ROW_ORDERS {
             // The row that it comes to lie in has blocks left of all orders up to the largest.
-            self.set_reach_from(position, level, ROW_ORDERS);
+            self.set_reach_from(position, level, Reach::new(ROW_ORDERS));
         }
         for left in order.max(ROW_ORDERS)..shift {
             if self.gain_at(line, at, left) {
@@ -251,13 +292,11 @@ impl<P: Probe> Tree<P> {
                 node = self.attach(node, level, position);
             }
             level -= 1;
-            if level == SECTION_LEVEL && order < ROW_ORDERS {
-                self.note_reach(position, ROW_ORDERS);
-            }
             if level == 0 {
                 let section = self.section(position);
                 self.set_row(section, position, low_bits(1 << order), 1);
-                self.head.note_small(position, ROW_ORDERS);
+                self.head.note_near(position);
+                self.head.note_usual(position);
                 return;
             }
             let line = self.line(node, level, position);
@@ -284,47 +323,73 @@ impl<P: Probe> Tree<P> {
     // ---- freeing ---------------------------------------------------------------------------
 
     /// Frees the allocation that starts at `position`; its last granule, or `None` if none starts
-    /// there.
+    /// there. With `keep` it may be kept as a recent block.
     #[inline]
-    pub(crate) fn free(&mut self, position: u64) -> Option<u64> {
+    pub(crate) fn free(&mut self, position: u64, keep: bool) -> Option<u64> {
         let section = self.section(position);
         if section == NONE {
             return self.free_slowly(position);
         }
         let at = (position & 63) as u32;
         let (used, head) = self.row(section, position);
+        // The allocation ends before the next granule that is free, absent or a head.
+        let ends = (head | !used) & (u64::MAX << at << 1);
+        let length = ends.trailing_zeros() - at;
+        // A block that starts in this row and ends before the row does.
+        if (used & head) >> at & 1 == 0
+            || ends == 0
+            || !length.is_power_of_two()
+            || at & (length - 1) != 0
+        {
+            return self.free_otherwise(section, position);
+        }
+        self.touch_head();
+        let order = length.trailing_zeros();
+        let last = position + (length - 1) as u64;
+        if let Some(recent) = self.head.recent.get_mut(order as usize) {
+            if *recent != NOTHING {
+                if *recent as u64 == position {
+                    return None;
+                }
+            } else if keep && Head::row(position) <= self.head.usual {
+                *recent = position as u32;
+                self.head.used = self.head.used.wrapping_sub(length as u64);
+                self.head.allocations -= 1;
+                return Some(last);
+            }
+        }
+        let block = (ends & ends.wrapping_neg()) - (1 << at);
+        self.free_in_row(section, position, order, block, used, head);
+        Some(last)
+    }
+
+    /// Frees what is not a block inside a row, or ends where its row does.
+    #[inline(never)]
+    fn free_otherwise(&mut self, section: Node, position: u64) -> Option<u64> {
+        let at = (position & 63) as u32;
+        let (used, head) = self.row(section, position);
         if used & head & 1 << at == 0 {
             return self.free_rows(section, position);
         }
-        // The allocation ends before the next granule that is free, absent or a head.
         let ends = (head | !used) & (u64::MAX << at << 1);
-        if ends == 0 {
-            return self.free_to_row_end(section, position, used, head);
+        if ends != 0 || self.goes_on_after_row(section, position | 63) {
+            return self.free_slowly(position);
         }
-        let length = ends.trailing_zeros() - at;
-        self.free_in_row(section, position, length, used, head);
-        Some(position + (length - 1) as u64)
-    }
-
-    /// Frees the allocation at `position` that reaches the end of its row, and perhaps goes on.
-    #[inline]
-    fn free_to_row_end(
-        &mut self,
-        section: Node,
-        position: u64,
-        used: u64,
-        head: u64,
-    ) -> Option<u64> {
-        let length = 64 - (position & 63) as u32;
-        if !self.goes_on_after_row(section, position | 63) {
-            self.free_in_row(section, position, length, used, head);
-            return Some(position | 63);
+        let last = position | 63;
+        let length = 64 - at;
+        if !length.is_power_of_two() {
+            self.vacate(position, last);
+        } else if !self.head.is_recent(position) {
+            let block = u64::MAX << at;
+            self.free_in_row(section, position, length.trailing_zeros(), block, used, head);
+        } else {
+            return None;
         }
-        self.free_slowly(position)
+        Some(last)
     }
 
     /// Whether the allocation that the last granule of a row lies in goes on in the next row.
-    #[inline(always)]
+    #[inline(never)]
     pub(crate) fn goes_on_after_row(&self, section: Node, last: u64) -> bool {
         let Some(next) = last.checked_add(1).filter(|&next| next <= self.end()) else {
             return false;
@@ -344,7 +409,7 @@ impl<P: Probe> Tree<P> {
     }
 
     /// Frees an allocation that starts with a whole row; most often a block of one or a few.
-    #[inline]
+    #[inline(never)]
     fn free_rows(&mut self, section: Node, position: u64) -> Option<u64> {
         let over = level1(section, position);
         let at = child_of(position, 1);
@@ -388,28 +453,27 @@ impl<P: Probe> Tree<P> {
         Some(last)
     }
 
-    /// Frees `length` granules from `position` on: an allocation that lies in one row.
+    /// Frees the block of `order`, up to 5, at `position`, whose bits and row are given.
     #[inline(always)]
-    fn free_in_row(&mut self, section: Node, position: u64, length: u32, used: u64, head: u64) {
+    fn free_in_row(
+        &mut self,
+        section: Node,
+        position: u64,
+        order: u32,
+        block: u64,
+        used: u64,
+        head: u64,
+    ) {
         let at = (position & 63) as u32;
-        if !length.is_power_of_two() || at & (length - 1) != 0 {
-            return self.vacate(position, position + (length - 1) as u64);
-        }
-        self.touch_head();
-        self.head.used = self.head.used.wrapping_sub(length as u64);
+        self.head.used = self.head.used.wrapping_sub(1 << order);
         self.head.allocations -= 1;
-        let order = length.trailing_zeros();
-        let (used, head) = (used & !(low_bits(length) << at), head & !(1 << at));
+        let (used, head) = (used & !block, head & !block);
         self.set_row(section, position, used, head);
         let merged = word::merged_order(used | head, at);
         if merged == ROW_ORDERS {
             return self.merge(position, 0, order, 0);
         }
-        // Most often the row had a block that large. If not, this one is its largest.
-        let over = level1(section, position);
-        if self.pool.get(over, HAS + merged as usize) >> child_of(position, 1) & 1 == 0 {
-            self.set_reach(section, position, merged + 1);
-        }
+        self.add_reach(section, position, merged + 1);
     }
 
     /// Children of the node or row of `level` over `position`, a block of `2^order` of them, have
@@ -430,7 +494,7 @@ impl<P: Probe> Tree<P> {
                     lost &= lost - 1;
                 }
                 let merged = shift + merged;
-                self.head.note_large(position & !low_bits(merged));
+                self.note_large(position & !low_bits(merged));
                 return self.gain(position, above, merged);
             }
             // Free as a whole: all that was free in the parent's child were the buddies, one of each
@@ -438,7 +502,7 @@ impl<P: Probe> Tree<P> {
             let node = self.node(position, above);
             let line = node as usize;
             let child = child_of(position, above);
-            self.set_reach_from(position, above, 0);
+            self.set_reach_from(position, above, Reach::new(0));
             if level > 0 {
                 for order in shift + buddy..shift + ROW_ORDERS {
                     if self.lose_at(line, child, order) {

@@ -8,6 +8,7 @@
 use std::collections::HashSet;
 
 use crate::error::Error;
+use crate::head::Head;
 use crate::pool::{LEVEL1, NONE, Node, ROWS, SECTION_LINES, UPPER_LINES};
 use crate::probe::Probe;
 use crate::space::Space;
@@ -135,14 +136,14 @@ impl<P: Probe> Recount<'_, P> {
         if level > 0 {
             let line = tree.line(node, level, first as u64);
             for order in 0..6 * level {
-                let has = tree.pool.get(line, HAS + order as usize);
-                let states = order < 2;
-                let has = if states { has & detail } else { has };
+                let has = tree.has(line, level, order);
+                let stored = tree.pool.get(line, HAS + order as usize);
+                if order >= 2 && stored & !has != 0 {
+                    return corrupt(format!("{name}: order {order} in children without detail"));
+                }
                 let expected = (0..64)
                     .fold(0, |word, child| word | ((below[child] >> order & 1) as u64) << child);
-                // Above the rows' own nodes, small orders may be promised that are gone.
-                let promised = if order < 6 && level > 1 { has & detail } else { 0 };
-                if has != expected | promised {
+                if has != expected {
                     return corrupt(format!(
                         "{name}: blocks of order {order} in children {has:#x}, recounted {expected:#x}"
                     ));
@@ -195,17 +196,28 @@ impl<P: Probe> Space<P> {
         nodes.insert(tree.root());
         let count = recount.children(tree.root(), tree.top(), 0)?;
 
-        if count.orders | tree.orders() & 63 != tree.orders() {
+        if count.orders != tree.orders() {
             return corrupt(format!(
                 "orders of free blocks {:#x}, recounted {:#x}",
                 tree.orders(),
                 count.orders
             ));
         }
+        // Recent blocks are free, though the bits say that they are allocated.
+        let (mut recent, mut recent_granules) = (0, 0);
+        for (position, order) in tree.head.recent_blocks() {
+            let last = position + (1 << order) - 1;
+            if !tree.is_start(position) || tree.last(position) != last {
+                return corrupt(format!("no block of order {order} at granule {position}, kept"));
+            }
+            recent += 1;
+            recent_granules += 1 << order;
+        }
+        let used = tree.used() + recent_granules;
         let figures = [
-            ("granules in use", tree.used(), count.used),
-            ("allocations", tree.allocations() as u128, count.heads as u128),
-            ("granules free", self.total - tree.used() - self.absent, count.free),
+            ("granules in use", used, count.used),
+            ("allocations", (tree.allocations() + recent) as u128, count.heads as u128),
+            ("granules free", self.total - used - self.absent, count.free),
         ];
         for (name, kept, recounted) in figures {
             if kept != recounted {
@@ -213,21 +225,27 @@ impl<P: Probe> Space<P> {
             }
         }
         for (at, &section) in tree.head.sections.iter().enumerate() {
-            let noted = tree.head.reach[at] as u32;
-            let known = section == NONE || recount.sections.contains(&section);
-            let reach = if section == NONE { 0 } else { tree.reach(section) };
-            if !known || noted < reach {
-                return corrupt(format!("section {at}, node {section}: noted to reach {noted}"));
+            if section != NONE && !recount.sections.contains(&section) {
+                return corrupt(format!("section {at}: node {section} is not in the tree"));
             }
         }
-        let packed = tree.next_block(tree.head.packed(), 0);
-        if let Some((position, order)) = packed
-            && position >> 6 < tree.head.low_large as u64
+        if let Some((position, order)) = tree.next_block(tree.summit.packed(), 0)
+            && Head::row(position) < tree.summit.low_large
         {
             return corrupt(format!(
                 "a block of order {order} at granule {position}, noted from row {} on",
-                tree.head.low_large
+                tree.summit.low_large
             ));
+        }
+        if let Some((position, _)) = tree.next_block(63, 0)
+            && Head::row(position) < tree.head.near
+        {
+            let near = tree.head.near;
+            return corrupt(format!("granule {position} is free, noted from row {near} on"));
+        }
+        if tree.head.limit != tree.summit.limit() {
+            let (limit, expected) = (tree.head.limit, tree.summit.limit());
+            return corrupt(format!("the limit is row {limit}, recounted {expected}"));
         }
         self.check_absent(&recount.absents)?;
         check_pool(tree, &recount)

@@ -20,6 +20,7 @@ impl<P: Probe> Tree<P> {
         count: usize,
         positions: &mut Vec<u64>,
     ) -> Result<bool, Error> {
+        self.settle();
         let level = order / ROW_ORDERS;
         let (order_in_row, shift) = (order % ROW_ORDERS, ROW_ORDERS * level);
         let mut left = count;
@@ -129,47 +130,23 @@ impl<P: Probe> Tree<P> {
         }
     }
 
-    /// Looks at what freeing `position` will read, so that it is in the cache by then.
-    #[inline(always)]
-    pub(crate) fn glance(&self, position: u64) -> u64 {
-        let section = self.section(position);
-        if section == NONE {
-            return 0;
-        }
-        self.row(section, position).0 | self.pool.get(level1(section, position), DETAIL)
-    }
-
-    /// Frees the allocations that start at `heads` in the row from `row_first` on, passing the first
-    /// and last granule of each to `freed`. False, and nothing is done, if one does not start
-    /// there or goes on beyond the row.
-    pub(crate) fn free_together(
-        &mut self,
-        row_first: u64,
-        heads: u64,
-        freed: &mut Vec<(u64, u64)>,
-    ) -> bool {
+    /// Frees the allocations that start at `heads` in the row from `row_first` on. `None`, and nothing
+    /// is done, if one does not start there or goes on beyond the row.
+    pub(crate) fn free_together(&mut self, row_first: u64, heads: u64) -> Option<Freed> {
         let section = self.section(row_first);
         if section == NONE {
-            return false;
+            return None;
         }
         let (used, head) = self.row(section, row_first);
         if heads & !(used & head) != 0 {
-            return false;
+            return None;
         }
         // Each head, and the granules its allocation goes on through: adding one behind a head
         // carries through just these.
         let goes_on = used & !head;
         let granules = heads | goes_on & !goes_on.wrapping_add(heads << 1 & goes_on);
         if granules >> 63 != 0 && self.goes_on_after_row(section, row_first | 63) {
-            return false;
-        }
-        let ends = head | !used;
-        let mut starts = heads;
-        while starts != 0 {
-            let at = starts.trailing_zeros();
-            let length = (ends & (u64::MAX << at << 1)).trailing_zeros() - at;
-            freed.push((row_first | at as u64, row_first + (at + length - 1) as u64));
-            starts &= starts - 1;
+            return None;
         }
         self.touch_head();
         self.head.used = self.head.used.wrapping_sub(granules.count_ones() as u64);
@@ -181,7 +158,37 @@ impl<P: Probe> Tree<P> {
         } else {
             self.set_reach(section, row_first, word::reach(!(used | head)));
         }
-        true
+        Some(Freed { first: row_first, heads, granules })
+    }
+}
+
+/// What a batch has freed at one place: one allocation, or several of one row.
+pub(crate) struct Freed {
+    /// The first granule of the allocation or the row.
+    first: u64,
+    /// Where in the row the allocations started; none for one allocation of any length.
+    heads: u64,
+    /// All granules in the row that they had; or the last granule of the one.
+    granules: u64,
+}
+
+impl Freed {
+    pub(crate) fn one(first: u64, last: u64) -> Self {
+        Freed { first, heads: 0, granules: last }
+    }
+
+    /// First and last granule of each.
+    pub(crate) fn allocations(&self) -> impl Iterator<Item = (u64, u64)> + use<> {
+        let Freed { first, heads, granules } = *self;
+        let one = (heads == 0).then_some((first, granules));
+        let mut starts = heads;
+        let of_row = std::iter::from_fn(move || {
+            let at = (starts != 0).then(|| starts.trailing_zeros())?;
+            starts &= starts - 1;
+            let ends = (heads | !granules) & (u64::MAX << at << 1);
+            Some((first | at as u64, first | (ends.trailing_zeros() - 1) as u64))
+        });
+        one.into_iter().chain(of_row)
     }
 }
 

@@ -34,10 +34,10 @@
 //! that rule the state is a function of the allocations alone: undoing an operation restores every
 //! bit, and a walk towards an allocation's start or end moves in steps of whole children.
 use crate::error::Error;
-use crate::head::{Head, SECTIONS};
+use crate::head::{Head, SECTIONS, Summit};
 use crate::pool::{LEVEL1, NONE, Node, Pool, ROWS};
 use crate::probe::Probe;
-use crate::reach::set_reach;
+use crate::reach::Reach;
 use crate::word::{self, ROW_ORDERS, low_bits};
 
 /// Word of a node that says which children are not free as a whole.
@@ -81,6 +81,7 @@ pub(crate) enum State {
 pub(crate) struct Tree<P> {
     pub(crate) pool: Pool<P>,
     pub(crate) head: Head,
+    pub(crate) summit: Summit,
     /// Ends of ranges that will be marked while something is freed, and so must not fail then:
     /// metadata for them is kept in reserve.
     pub(crate) pledged: usize,
@@ -126,8 +127,8 @@ impl<P: Probe> Tree<P> {
         };
         pool.set(root as usize, OCCUPIED, u64::MAX);
         pool.set(root as usize, ABSENT, u64::MAX);
-        let mut tree = Tree { pool, head: Head::new(top, root), pledged: 0 };
-        tree.note_sections();
+        let mut tree = Tree { pool, head: Head::new(), summit: Summit::new(top, root), pledged: 0 };
+        tree.note_sections(top <= SECTION_LEVEL + 1);
         Ok(tree)
     }
 
@@ -136,8 +137,10 @@ impl<P: Probe> Tree<P> {
     pub(crate) fn grow(&mut self, top: u32, offset: u64) -> Result<(), Error> {
         debug_assert!(top > self.top() && top <= LEVEL_MAX);
         self.ensure(0, (top - self.top()) as usize, top)?;
+        let flat = self.summit.flat && offset == 0 && top <= SECTION_LEVEL + 1;
+        self.unflatten();
         while self.top() < top {
-            let below = self.head.root;
+            let below = self.summit.root;
             let level = self.top() + 1;
             let child = child_of(offset, level);
             let bit = 1u64 << child;
@@ -158,59 +161,93 @@ impl<P: Probe> Tree<P> {
                 self.pool.set(line, DETAIL, bit);
                 self.pool.set(line, ABSENT, !bit);
                 self.pool.set_child(root, child, below);
-                for order in 0..ROW_ORDERS * level {
-                    if self.head.orders() >> order & 1 == 1 {
-                        let has = self.pool.get(line, HAS + order as usize);
-                        self.pool.set(line, HAS + order as usize, has | bit);
+                for order in ROW_ORDERS..ROW_ORDERS * level {
+                    if self.summit.orders >> order & 1 == 1 {
+                        self.gain_at(line, child, order);
                     }
                 }
+                let reach = Reach::of_node(self.pool.line(below as usize));
+                reach.set(self.pool.line_mut(line), child);
             }
-            self.head.root = root;
-            self.head.top = level as u8;
+            self.summit.root = root;
+            self.summit.top = level as u8;
         }
-        self.note_sections();
+        self.note_sections(flat);
         Ok(())
     }
 
     /// Makes a root that is a section cut short a whole one.
     pub(crate) fn complete_section(&mut self) -> Result<(), Error> {
-        self.pool.complete_section(self.head.root)
+        self.pool.complete_section(self.summit.root)
     }
 
     /// Level of the root.
     #[inline(always)]
     pub(crate) fn top(&self) -> u32 {
-        self.head.top as u32
+        self.summit.top as u32
     }
 
     #[inline(always)]
     pub(crate) fn root(&self) -> Node {
-        self.touch_head();
-        self.head.root
+        self.touch_summit();
+        self.summit.root
     }
 
-    /// Fills in what the head knows of the first sections.
-    fn note_sections(&mut self) {
+    /// Fills in what the head knows of the first sections; whether there are no others is known.
+    fn note_sections(&mut self, flat: bool) {
         for at in 0..SECTIONS {
             let position = (at as u64) << SECTION_SHIFT;
             let beyond = position & !low_bits(ROW_ORDERS * (self.top() + 1)) != 0;
             let section = if beyond { NONE } else { self.find_section(position) };
-            self.head.reach[at] = if section == NONE { 0 } else { self.reach(section) as u8 };
             self.head.sections[at] = section;
+            let reach = if flat && section != NONE { self.small_reach(section) } else { 0 };
+            self.summit.reach.set(at, reach);
         }
+        if flat && self.top() > SECTION_LEVEL {
+            let root = self.pool.line_mut(self.summit.root as usize);
+            let detail = root[DETAIL];
+            root[HAS..].iter_mut().for_each(|word| *word &= !detail);
+        }
+        self.summit.flat = flat;
     }
 
-    /// How many small orders a node says it reaches.
-    pub(crate) fn reach(&self, node: Node) -> u32 {
-        let words = self.pool.line(node as usize);
-        words[HAS..].iter().filter(|&word| word & words[DETAIL] != 0).count() as u32
+    /// Says in the root what the head says of the sections, where it is in place of that.
+    pub(crate) fn unflatten(&mut self) {
+        if self.summit.flat && self.top() > SECTION_LEVEL {
+            for at in 0..SECTIONS {
+                if self.head.sections[at] != NONE {
+                    let root = self.pool.line_mut(self.summit.root as usize);
+                    Reach::new(self.summit.reach.get(at)).set(root, at as u32);
+                }
+            }
+        }
+        self.summit.flat = false;
     }
 
-    /// The orders of free blocks: exactly those of 6 and above, and below those up to the largest.
+    /// How many small orders a node reaches.
+    fn small_reach(&self, node: Node) -> u32 {
+        Reach::of_node(self.pool.line(node as usize)).orders()
+    }
+
+    /// Word of a node of level `level` that says which children have an order.
+    pub(crate) fn has(&self, line: usize, level: u32, order: u32) -> u64 {
+        if self.summit.flat && level > SECTION_LEVEL && order < ROW_ORDERS {
+            self.touch_summit();
+            let reaching = |at: usize| ((self.summit.reach.get(at) > order) as u64) << at;
+            return (0..SECTIONS).fold(0, |word, at| word | reaching(at));
+        }
+        self.pool.get(line, HAS + order as usize) & self.pool.get(line, DETAIL)
+    }
+
+    /// The orders of free blocks: those of 6 and above, and below those up to the largest.
     #[inline(always)]
     pub(crate) fn orders(&self) -> u128 {
-        self.touch_head();
-        self.head.orders()
+        self.touch_summit();
+        let small = match self.summit.flat {
+            true => self.summit.reach.most(),
+            false => self.small_reach(self.summit.root),
+        };
+        self.summit.large_orders() | low_bits(small) as u128
     }
 
     /// Granules in allocations.
@@ -226,6 +263,11 @@ impl<P: Probe> Tree<P> {
     #[inline(always)]
     pub(crate) fn touch_head(&self) {
         self.pool.probe.touch(&raw const self.head as usize, size_of::<Head>());
+    }
+
+    #[inline(always)]
+    pub(crate) fn touch_summit(&self) {
+        self.pool.probe.touch(&raw const self.summit as usize, size_of::<Summit>());
     }
 
     /// Makes sure that marking one range cannot run out of metadata half-way: opening its two ends
@@ -254,7 +296,7 @@ impl<P: Probe> Tree<P> {
         }
     }
 
-    #[inline]
+    #[inline(never)]
     fn find_section(&self, position: u64) -> Node {
         let mut node = self.root();
         let mut level = self.top();
@@ -286,10 +328,11 @@ impl<P: Probe> Tree<P> {
         let is_section = level == SECTION_LEVEL + 1;
         let below = if is_section { self.pool.take_section() } else { self.pool.take_upper() };
         self.pool.set_child(node, child_of(position, level), below);
-        if is_section
-            && let Some(section) = self.head.sections.get_mut((position >> SECTION_SHIFT) as usize)
-        {
-            *section = below;
+        if is_section {
+            match self.head.sections.get_mut((position >> SECTION_SHIFT) as usize) {
+                Some(section) => *section = below,
+                None => self.unflatten(),
+            }
         }
         below
     }
@@ -305,7 +348,7 @@ impl<P: Probe> Tree<P> {
         self.pool.give_section(below);
         if let Some(section) = self.head.sections.get_mut((position >> SECTION_SHIFT) as usize) {
             *section = NONE;
-            self.note_reach(position, 0);
+            self.summit.reach.set((position >> SECTION_SHIFT) as usize, 0);
         }
     }
 
@@ -351,8 +394,9 @@ impl<P: Probe> Tree<P> {
             }
             level += 1;
         }
-        self.touch_head();
-        self.head.add_order(order);
+        self.touch_summit();
+        self.summit.add_order(order);
+        self.set_limit();
     }
 
     /// The same for one node; true if the node itself had none before.
@@ -373,8 +417,9 @@ impl<P: Probe> Tree<P> {
             }
             level += 1;
         }
-        self.touch_head();
-        self.head.remove_order(order);
+        self.touch_summit();
+        self.summit.remove_order(order);
+        self.set_limit();
     }
 
     /// The same for one node; true if the node itself has none now.
@@ -385,48 +430,103 @@ impl<P: Probe> Tree<P> {
         after & self.pool.get(line, DETAIL) == 0
     }
 
-    /// The row of `position` now reaches so many small orders.
-    ///
-    /// The node over it is told exactly. The levels above are told when that node reaches more than
-    /// before, but not when it reaches less: most often the next free mends it, and a search that
-    /// is led to a node in vain tells them then.
+    /// The row of `position`, which has detail, now reaches so many small orders.
     #[inline(always)]
-    pub(crate) fn set_reach(&mut self, section: Node, position: u64, reach: u32) {
+    pub(crate) fn set_reach(&mut self, section: Node, position: u64, orders: u32) {
+        self.touch_head();
+        if orders != 0 {
+            self.head.note_near(position);
+        }
         let over = self.pool.line_mut(level1(section, position));
-        let (before, after) = set_reach(over, child_of(position, 1), reach);
-        self.head.note_small(position, reach);
-        if after > before {
-            self.set_reach_from(position, SECTION_LEVEL, after);
+        let before = Reach::of_node(over).orders();
+        Reach::new(orders).set(over, child_of(position, 1));
+        let reach = Reach::of_node(over);
+        if reach.orders() != before {
+            self.set_node_reach(section, position, reach);
         }
     }
 
-    /// The child of node `level` over `position` now reaches so many small orders.
+    /// The node of level 1 over `position` now reaches this.
+    #[inline(always)]
+    fn set_node_reach(&mut self, section: Node, position: u64, reach: Reach) {
+        let over = self.pool.line_mut(section as usize);
+        reach.set(over, child_of(position, SECTION_LEVEL));
+        let reach = Reach::of_node(over);
+        self.set_section_reach(position, reach);
+    }
+
+    /// The row of `position`, which has detail, reaches so many small orders, at least one, perhaps
+    /// more than it did, but not fewer.
+    #[inline(always)]
+    pub(crate) fn add_reach(&mut self, section: Node, position: u64, orders: u32) {
+        self.head.note_near(position);
+        let over = self.pool.line_mut(level1(section, position));
+        let known = over[(HAS + orders as usize - 1) & 7] & over[DETAIL] != 0;
+        Reach::new(orders).add(over, child_of(position, 1));
+        if !known {
+            self.set_node_reach(section, position, Reach::new(orders));
+        }
+    }
+
+    /// The section over `position` now reaches this.
+    #[inline(always)]
+    fn set_section_reach(&mut self, position: u64, reach: Reach) {
+        self.touch_summit();
+        if self.summit.flat {
+            let section = (position >> SECTION_SHIFT) as usize % SECTIONS;
+            self.summit.reach.set(section, reach.orders());
+        } else {
+            self.set_reach_from(position, SECTION_LEVEL + 1, reach);
+        }
+    }
+
+    /// The child of the node of `level` over `position`, which has detail, now reaches this.
     #[inline(never)]
-    pub(crate) fn set_reach_from(&mut self, position: u64, level: u32, reach: u32) {
+    pub(crate) fn set_reach_from(&mut self, position: u64, level: u32, reach: Reach) {
         let mut reach = reach;
         for level in level..=self.top() {
+            if level > SECTION_LEVEL && self.summit.flat {
+                return self.set_section_reach(position, reach);
+            }
             let line = self.node(position, level) as usize;
-            let child = child_of(position, level);
-            let (before, after) = set_reach(self.pool.line_mut(line), child, reach);
-            if before == after {
+            let over = self.pool.line_mut(line);
+            let before = Reach::of_node(over);
+            reach.set(over, child_of(position, level));
+            reach = Reach::of_node(over);
+            if reach.orders() == before.orders() {
                 return;
             }
-            reach = after;
-            if level == SECTION_LEVEL {
-                self.note_reach(position, reach);
-            }
         }
-        self.touch_head();
-        self.head.orders = self.head.orders & !low_bits(ROW_ORDERS) | low_bits(reach);
+        if self.summit.flat {
+            self.set_section_reach(position, reach);
+        }
     }
 
-    /// The section over `position` now reaches so many small orders.
+    /// A row from `position` on has come to be free as a whole.
     #[inline(always)]
-    pub(crate) fn note_reach(&mut self, position: u64, reach: u32) {
+    pub(crate) fn note_large(&mut self, position: u64) {
+        self.set_low_large(self.summit.low_large.min(Head::row(position)));
+    }
+
+    /// No row below this one is free as a whole.
+    #[inline(always)]
+    pub(crate) fn set_low_large(&mut self, row: u32) {
+        self.touch_summit();
+        self.summit.low_large = row;
+        self.set_limit();
+    }
+
+    /// Keeps the head's `limit` what the summit makes it.
+    #[inline(always)]
+    pub(crate) fn set_limit(&mut self) {
         self.touch_head();
-        if let Some(noted) = self.head.reach.get_mut((position >> SECTION_SHIFT) as usize) {
-            *noted = reach as u8;
-        }
+        self.head.limit = self.summit.limit();
+    }
+
+    /// Says how many granules the space has.
+    pub(crate) fn set_size(&mut self, granules: u128) {
+        self.summit.set_size(granules);
+        self.set_limit();
     }
 
     /// The node or row at `level` over `position` went from `before` to `after` occupied children:
@@ -448,7 +548,7 @@ impl<P: Probe> Tree<P> {
             gained &= gained - 1;
         }
         if has != 0 {
-            self.head.note_large(position & !low_bits(ROW_ORDERS * (level + 1)));
+            self.note_large(position & !low_bits(ROW_ORDERS * (level + 1)));
         }
     }
 
@@ -456,7 +556,7 @@ impl<P: Probe> Tree<P> {
     /// is about to be free as a whole: it has no order that the node should know of.
     fn lose_all(&mut self, position: u64, level: u32) {
         let (line, child) = (self.node(position, level) as usize, child_of(position, level));
-        self.set_reach_from(position, level, 0);
+        self.set_reach_from(position, level, Reach::new(0));
         for order in ROW_ORDERS..ROW_ORDERS * level {
             if self.pool.get(line, HAS + order as usize) >> child & 1 != 0
                 && self.lose_at(line, child, order)

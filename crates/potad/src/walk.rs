@@ -7,7 +7,7 @@
 
 use crate::pool::Node;
 use crate::probe::Probe;
-use crate::tree::{ABSENT, DETAIL, HAS, HEAD, LEVEL_MAX, OCCUPIED, State, Tree};
+use crate::tree::{ABSENT, DETAIL, HEAD, LEVEL_MAX, OCCUPIED, State, Tree};
 use crate::word::{self, ROW_ORDERS, low_bits};
 
 /// The node or row over a position in which its state stands.
@@ -320,10 +320,9 @@ impl<P: Probe> Tree<P> {
                     let large = orders as u64 & low_bits(shift) & !low_bits(ROW_ORDERS);
                     let mut smaller = small & small.wrapping_neg() | large;
                     while smaller != 0 {
-                        below |= self.pool.get(line, HAS + smaller.trailing_zeros() as usize);
+                        below |= self.has(line, level, smaller.trailing_zeros());
                         smaller &= smaller - 1;
                     }
-                    below &= self.pool.get(line, DETAIL);
                 }
                 let candidates = (starts | below) & (u64::MAX << child);
                 if candidates == 0 {
@@ -349,14 +348,7 @@ impl<P: Probe> Tree<P> {
 
     /// Order of the largest free block, if there is one.
     pub(crate) fn largest_order(&self) -> Option<u32> {
-        let orders = self.orders();
-        let largest = orders.checked_ilog2()?;
-        if largest >= ROW_ORDERS {
-            return Some(largest);
-        }
-        // Of small orders the bits may promise too much.
-        let exists = |&order: &u32| self.next_block(u128::MAX << order, 0).is_some();
-        (0..=largest).rev().find(exists)
+        self.orders().checked_ilog2()
     }
 
     /// Calls `each` with every order and the number of maximal free blocks of it in one node.
@@ -377,9 +369,7 @@ impl<P: Probe> Tree<P> {
             return;
         }
         let line = self.line(node, level, position);
-        let mut any = (0..shift as usize)
-            .fold(0, |any, order| any | self.pool.get(line, HAS + order))
-            & self.pool.get(line, DETAIL);
+        let mut any = (0..shift).fold(0, |any, order| any | self.has(line, level, order));
         while any != 0 {
             let position = position | (any.trailing_zeros() as u64) << shift;
             self.count_below(self.child_node(node, level, position), level - 1, position, each);

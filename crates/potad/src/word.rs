@@ -28,6 +28,12 @@ pub(crate) const fn low_bits(count: u32) -> u64 {
     if count >= 64 { u64::MAX } else { (1 << count) - 1 }
 }
 
+/// The lowest block of `order`, below 6.
+#[inline(always)]
+pub(crate) const fn block(order: u32) -> u64 {
+    (1 << (1u32 << order)) - 1
+}
+
 /// A bit at every position a block of order `order` can start, for stamping out many heads.
 #[inline(always)]
 pub(crate) const fn starts(order: u32) -> u64 {

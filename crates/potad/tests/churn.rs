@@ -99,7 +99,7 @@ impl Islands {
         }
     }
 
-    fn check(&self) {
+    fn check(&mut self) {
         self.space.check().unwrap();
         let used = |model: &Model| model.count(|cell| matches!(cell, Cell::Used(_)));
         let used: u64 = self.models.iter().map(used).sum();

@@ -26,7 +26,7 @@ struct Figures {
     amounts: [u128; 5],
 }
 
-fn figures(space: &Space) -> Figures {
+fn figures(space: &mut Space) -> Figures {
     space.check().expect("the recount agrees");
     Figures {
         spans: space.spans(),
@@ -59,7 +59,7 @@ fn refusal<T: std::fmt::Debug>(found: Result<T, Error>) -> (Reason, u128, u128) 
 fn optimistic() {
     let size = (1 << 11) - 1;
     let mut space = Space::new(0, size, 1).unwrap();
-    let empty = figures(&space);
+    let empty = figures(&mut space);
     // Largest first or smallest first makes no difference.
     for orders in [(0..11).collect::<Vec<u32>>(), (0..11).rev().collect()] {
         let blocks: Vec<u64> = orders
@@ -71,7 +71,7 @@ fn optimistic() {
         for block in blocks {
             space.free(block).unwrap();
         }
-        assert_eq!(figures(&space), empty);
+        assert_eq!(figures(&mut space), empty);
     }
 }
 
@@ -80,7 +80,7 @@ fn optimistic() {
 fn pessimistic() {
     let order_max = 16;
     let mut space = Space::new(0, 1 << order_max, 1).unwrap();
-    let empty = figures(&space);
+    let empty = figures(&mut space);
     let mut blocks = Vec::new();
     for order in (0..order_max).rev() {
         assert_eq!(refusal(space.alloc(2 << (order + 1))).0, Reason::Exhausted);
@@ -95,7 +95,7 @@ fn pessimistic() {
     for block in blocks {
         space.free(block).unwrap();
     }
-    assert_eq!(figures(&space), empty);
+    assert_eq!(figures(&mut space), empty);
 }
 
 /// Every other granule is in use: half the space is free and nothing but single granules can be
@@ -156,11 +156,11 @@ fn exhausted_fragmented_occupied() {
 #[test]
 fn nine_sixteenths() {
     let mut space = Space::new(0, 10 * GIB, 4096).unwrap();
-    let empty = figures(&space);
+    let empty = figures(&mut space);
     assert_eq!(refusal(space.alloc(9 * GIB)), (Reason::Fragmented, 10 * GIB, 8 * GIB));
     let text = space.alloc(9 * GIB).unwrap_err().to_string();
     assert!(text.contains(&(16 * GIB).to_string()), "the size it would take: {text}");
-    assert_eq!(figures(&space), empty);
+    assert_eq!(figures(&mut space), empty);
 
     assert_eq!(space.alloc_run(9 * GIB, 1, None, Fit::Aligned), Ok(0));
     assert_eq!(space.available(), GIB);
@@ -170,7 +170,7 @@ fn nine_sixteenths() {
     for (start, _) in blocks {
         space.free(start).unwrap();
     }
-    assert_eq!(figures(&space), empty);
+    assert_eq!(figures(&mut space), empty);
 
     // Of 16 GiB it takes all, whether or not 7 of them are wanted.
     let mut space = Space::new(0, 16 * GIB, 4096).unwrap();
@@ -192,9 +192,9 @@ fn exact_range() {
     // Between them, no more and no less, over bounds of rows and blocks alike.
     let rest = 5 * MIB - 2 * 4096;
     for too_far in [(first, rest), (first + 4096, rest + 4096)] {
-        let before = figures(&space);
+        let before = figures(&mut space);
         assert_eq!(refusal(space.alloc_at(too_far.0, too_far.1)).0, Reason::Occupied);
-        assert_eq!(figures(&space), before);
+        assert_eq!(figures(&mut space), before);
     }
     assert_eq!(space.alloc_at(first + 4096, rest), Ok(first + 4096));
     assert_eq!(space.available(), 0);
@@ -307,7 +307,7 @@ fn free_many_undoes_what_it_freed() {
     };
     for which in 0..4 {
         for count in [1, 17, 31, 32, 33, 200] {
-            let (mut space, untouched, live) = twins();
+            let (mut space, mut untouched, live) = twins();
             let mut addresses = live[..count].to_vec();
             let bad = wrong(&live)[which];
             addresses.push(bad);
@@ -317,7 +317,7 @@ fn free_many_undoes_what_it_freed() {
                 Err(Error::NotAllocated { address, .. }) => assert_eq!(address, bad),
                 other => panic!("{other:?}"),
             }
-            assert_eq!(figures(&space), figures(&untouched));
+            assert_eq!(figures(&mut space), figures(&mut untouched));
             // Nothing that is live again is handed out a second time.
             let taken = space.alloc_many(4096, 300).unwrap();
             assert!(taken.iter().all(|at| !live.contains(at)));
@@ -332,7 +332,7 @@ fn free_many_undoes_what_it_freed() {
 #[test]
 fn alloc_many_undoes_what_it_allocated() {
     for order in [0, 2, 5, 6, 9, 12] {
-        let (mut space, untouched, _) = twins();
+        let (mut space, mut untouched, _) = twins();
         let size = 4096u128 << order;
         let blocks = untouched.free_blocks();
         let possible: u128 =
@@ -340,19 +340,19 @@ fn alloc_many_undoes_what_it_allocated() {
         assert!(possible > 0);
         let refused = refusal(space.alloc_many(size, possible as usize + 1));
         assert_eq!(refused.1, untouched.available());
-        assert_eq!(figures(&space), figures(&untouched));
+        assert_eq!(figures(&mut space), figures(&mut untouched));
         let all = space.alloc_many(size, possible as usize).expect("just as many as there are");
         assert!(all.iter().all(|at| at % size as u64 == 0));
         assert!(space.largest_free() < size);
         space.free_many(&all).unwrap();
-        assert_eq!(figures(&space), figures(&untouched));
+        assert_eq!(figures(&mut space), figures(&mut untouched));
     }
 }
 
 /// Asked for more than blocks of the least size come to, nothing is allocated.
 #[test]
 fn alloc_scattered_undoes_what_it_allocated() {
-    let (mut space, untouched, _) = twins();
+    let (mut space, mut untouched, _) = twins();
     for min_block in [8 * KIB, 64 * KIB, MIB] {
         let usable = untouched
             .free_blocks()
@@ -364,13 +364,13 @@ fn alloc_scattered_undoes_what_it_allocated() {
             refusal(space.alloc_scattered(usable + 1, min_block, None)).1,
             untouched.available()
         );
-        assert_eq!(figures(&space), figures(&untouched));
+        assert_eq!(figures(&mut space), figures(&mut untouched));
         let blocks = space.alloc_scattered(usable, min_block, None).expect("all there is");
         assert!(blocks.iter().all(|block| block.1 >= min_block));
         for (start, _) in blocks {
             space.free(start).unwrap();
         }
-        assert_eq!(figures(&space), figures(&untouched));
+        assert_eq!(figures(&mut space), figures(&mut untouched));
     }
 }
 

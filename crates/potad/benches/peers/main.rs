@@ -25,12 +25,13 @@ fn full(granules: u32, percent: u64) -> u64 {
     granules as u64 * percent / 100
 }
 
-/// A churned peer at so many percent.
+/// A peer at so many percent that has been churned for so long that how it was filled does not
+/// show any more: lists take that long to get as scattered as they stay.
 fn churned<A: Peer>(granules: u32, percent: u64, seed: u64) -> Churn<A> {
     let mut churn = Churn::<A>::new(granules, seed);
     churn.fill(full(granules, percent));
     let level = churn.used;
-    churn.churn(granules.min(1 << 20) as usize, level);
+    churn.churn(4 * granules.min(1 << 20) as usize, level);
     churn
 }
 

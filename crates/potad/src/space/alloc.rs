@@ -23,7 +23,7 @@ impl<P: Probe> Space<P> {
     /// smallest free block that holds it, at the lowest address.
     ///
     /// A handful of words, whatever the sizes.
-    #[inline]
+    #[inline(always)]
     pub fn alloc(&mut self, size: u128) -> Result<u64, Error> {
         let order = self.order("size", size)?;
         match self.tree.alloc_block(order)? {
@@ -50,7 +50,8 @@ impl<P: Probe> Space<P> {
     }
 
     /// Where the best-fitting block of `order` inside the window would be.
-    fn block_within(&self, order: u32, (first, last): (u64, u64)) -> Option<u64> {
+    fn block_within(&mut self, order: u32, (first, last): (u64, u64)) -> Option<u64> {
+        self.tree.settle();
         let orders = self.tree.orders();
         if order > 64 || orders >> order == 0 {
             return None;
@@ -85,7 +86,7 @@ impl<P: Probe> Space<P> {
     }
 
     #[cold]
-    fn no_block(&self, size: u128, order: u32) -> Error {
+    fn no_block(&mut self, size: u128, order: u32) -> Error {
         let block = self.block_size(order);
         let detail = if block == size {
             String::new()
@@ -96,7 +97,7 @@ impl<P: Probe> Space<P> {
     }
 
     #[cold]
-    fn no_room(&self, size: u128, detail: String) -> Error {
+    fn no_room(&mut self, size: u128, detail: String) -> Error {
         let requested = size.checked_next_multiple_of(1 << self.shift).unwrap_or(size);
         let available = self.available();
         let reason = if available < requested { Reason::Exhausted } else { Reason::Fragmented };
@@ -104,7 +105,7 @@ impl<P: Probe> Space<P> {
     }
 
     #[cold]
-    pub(super) fn occupied(&self, size: u128, detail: String) -> Error {
+    pub(super) fn occupied(&mut self, size: u128, detail: String) -> Error {
         Error::OutOfSpace {
             requested: size,
             available: self.available(),
@@ -116,7 +117,7 @@ impl<P: Probe> Space<P> {
 
     /// Where [`Space::alloc_run`] would allocate.
     pub fn find_run(
-        &self,
+        &mut self,
         size: u128,
         align: u128,
         within: Window,
@@ -127,7 +128,7 @@ impl<P: Probe> Space<P> {
     }
 
     fn find_run_position(
-        &self,
+        &mut self,
         size: u128,
         align: u128,
         within: Window,
@@ -141,6 +142,7 @@ impl<P: Probe> Space<P> {
         }
         let window = self.window(within)?;
         let length = size.min(ADDRESS_END + 1).div_ceil(1 << self.shift);
+        self.tree.settle();
         // In granules: the start is a multiple of both the alignment and the granule.
         let align = align >> align.trailing_zeros().min(self.shift);
         let found = match (window, u64::try_from(length)) {
@@ -187,6 +189,7 @@ impl<P: Probe> Space<P> {
         if !self.spans.covers(range.clone()) {
             return Err(self.occupied(size, format!("{address:#x} is not all in the space")));
         }
+        self.tree.settle();
         let (first, last) = self.positions(&range);
         if let Some(taken) = self.tree.next_occupied(first).filter(|&taken| taken <= last) {
             let taken = self.address(taken);
@@ -262,7 +265,7 @@ impl<P: Probe> Space<P> {
         let order = self.order("size", size)?;
         let block = self.block_size(order);
         let total = block.saturating_mul(count as u128);
-        let refuse = |space: &Self| {
+        let refuse = |space: &mut Self| {
             let rounded = size.checked_next_multiple_of(1 << space.shift).unwrap_or(size);
             space.no_room(
                 rounded.saturating_mul(count as u128),

@@ -2,20 +2,17 @@
 
 use super::Space;
 use crate::error::Error;
+use crate::many::Freed;
 use crate::probe::Probe;
 use crate::tree::State;
-use crate::word::low_bits;
-
-/// How many frees of a batch are looked at together before any is done: enough to keep all of a
-/// core's outstanding misses busy, few enough that what was fetched is still there when used.
-const FREE_AHEAD: usize = 64;
+use crate::word::{ROW_ORDERS, low_bits};
 
 impl<P: Probe> Space<P> {
     /// Frees the allocation that starts at `address`; its size.
     #[inline]
     pub fn free(&mut self, address: u64) -> Result<u128, Error> {
         if let Some(position) = self.position(address)
-            && let Some(last) = self.tree.free(position)
+            && let Some(last) = self.tree.free(position, self.retired.is_empty())
         {
             if !self.retired.is_empty() {
                 self.withdraw(position, last);
@@ -33,63 +30,83 @@ impl<P: Probe> Space<P> {
 
     /// Frees every address of `addresses`, or none, and names the first that is not an
     /// allocation's start.
+    ///
+    /// A batch in random order is sorted first, so that what lies together in the metadata is
+    /// freed together: each cache line is waited for once, and a row is told of once.
     pub fn free_many(&mut self, addresses: &[u64]) -> Result<(), Error> {
-        let mut freed: Vec<(u64, u64)> = Vec::new();
-        if freed.try_reserve_exact(addresses.len()).is_err() {
-            return Err(Error::Metadata { bytes: addresses.len() * size_of::<(u64, u64)>() });
-        }
-        for ahead in addresses.chunks(FREE_AHEAD) {
-            // Loads that do not wait for each other: what follows finds its rows in the cache.
-            let mut seen = 0;
-            for &address in ahead {
-                if let Some(position) = self.position(address) {
-                    seen |= self.tree.glance(position);
-                }
+        self.tree.settle();
+        let mut freed = Vec::new();
+        let done = if addresses.is_sorted() {
+            self.free_ascending(addresses, &mut freed)
+        } else {
+            let mut sorted = Vec::new();
+            if sorted.try_reserve_exact(addresses.len()).is_err() {
+                return Err(Error::Metadata { bytes: size_of_val(addresses) });
             }
-            std::hint::black_box(seen);
-            let mut rest = ahead;
-            while let [address, behind @ ..] = rest {
-                let together = self.in_one_row(rest);
-                if let Some((row_first, heads)) = together
-                    && self.tree.free_together(row_first, heads, &mut freed)
-                {
-                    rest = &rest[heads.count_ones() as usize..];
-                    continue;
-                }
-                let position = self.position(*address);
-                let last = position.and_then(|position| self.tree.free(position));
-                let (Some(first), Some(last)) = (position, last) else {
-                    for &(first, last) in freed.iter().rev() {
-                        self.tree.occupy(first, last);
-                    }
-                    return Err(self.not_start(*address));
-                };
-                freed.push((first, last));
-                rest = behind;
-            }
+            sorted.extend_from_slice(addresses);
+            sorted.sort_unstable();
+            self.free_ascending(&sorted, &mut freed)
+        };
+        if done != Ok(true) {
+            self.undo(&mut freed);
+            // One by one, which says which is the first that is not a start.
+            let one_by_one = addresses
+                .iter()
+                .map(|&address| (address, self.free_ascending(&[address], &mut freed)));
+            let wrong = one_by_one.into_iter().find(|(_, done)| *done != Ok(true));
+            self.undo(&mut freed);
+            let (address, done) = wrong.expect("the batch could not be freed");
+            return Err(done.err().unwrap_or_else(|| self.not_start(address)));
         }
         if !self.retired.is_empty() {
-            for (first, last) in freed {
+            for (first, last) in freed.iter().flat_map(Freed::allocations) {
                 self.withdraw(first, last);
             }
         }
         Ok(())
     }
 
-    /// How many of the first of some addresses lie in one row, none twice, if more than one does:
-    /// the row's first position, and a bit for each.
-    fn in_one_row(&self, addresses: &[u64]) -> Option<(u64, u64)> {
-        let first = self.position(addresses[0])?;
-        let mut heads = 1u64 << (first & 63);
-        for &address in &addresses[1..] {
-            let Some(position) = self.position(address) else { break };
-            let bit = 1u64 << (position & 63);
-            if position >> 6 != first >> 6 || heads & bit != 0 {
-                break;
+    /// Frees addresses that ascend, adding what was freed to `freed`; false where it came upon one
+    /// that is not a start, or is there twice.
+    fn free_ascending(&mut self, addresses: &[u64], freed: &mut Vec<Freed>) -> Result<bool, Error> {
+        let mut rest = addresses;
+        while let Some(&address) = rest.first() {
+            let Some(first) = self.position(address) else { return Ok(false) };
+            // Those in the same row, as bits.
+            let (mut heads, mut count) = (0u64, 0);
+            while let Some(&address) = rest.get(count)
+                && let Some(position) = self.position(address)
+                && position >> ROW_ORDERS == first >> ROW_ORDERS
+            {
+                let bit = 1 << (position & 63);
+                if heads & bit != 0 {
+                    return Ok(false);
+                }
+                heads |= bit;
+                count += 1;
             }
-            heads |= bit;
+            if freed.try_reserve(count).is_err() {
+                return Err(Error::Metadata { bytes: count * size_of::<Freed>() });
+            }
+            if let Some(row) = self.tree.free_together(first & !low_bits(ROW_ORDERS), heads) {
+                freed.push(row);
+            } else {
+                for &address in &rest[..count] {
+                    let position = self.position(address).expect("it was looked at");
+                    let Some(last) = self.tree.free(position, false) else { return Ok(false) };
+                    freed.push(Freed::one(position, last));
+                }
+            }
+            rest = &rest[count..];
         }
-        (heads.count_ones() > 1).then_some((first & !63, heads))
+        Ok(true)
+    }
+
+    /// Allocates again what was freed: the same state as before.
+    fn undo(&mut self, freed: &mut Vec<Freed>) {
+        for (first, last) in freed.drain(..).flat_map(|row| row.allocations()) {
+            self.tree.occupy(first, last);
+        }
     }
 
     /// Frees the granules of a range wherever they lie: parts of allocations, or many of them. If
@@ -98,6 +115,7 @@ impl<P: Probe> Space<P> {
     /// What is left of an allocation that loses its middle is two allocations.
     pub fn free_range(&mut self, start: u64, size: u128) -> Result<(), Error> {
         let range = self.range("start", start, size)?;
+        self.tree.settle();
         let not_allocated = |address| Err(Error::NotAllocated { address, inside: None });
         let Some(first) = self.position(start) else { return not_allocated(start) };
         let last = first as u128 + (range.end - range.start) - 1;
@@ -125,7 +143,7 @@ impl<P: Probe> Space<P> {
         }
         let mut at = first;
         loop {
-            let freed = self.tree.free(at).expect("an allocation starts here");
+            let freed = self.tree.free(at, false).expect("an allocation starts here");
             if !self.retired.is_empty() {
                 self.withdraw(at, freed);
             }
@@ -150,6 +168,7 @@ impl<P: Probe> Space<P> {
             return Err(Error::argument("size", size, expected));
         }
         self.tree.ensure_detail(1)?;
+        self.tree.settle();
         let (first, _) = self.positions(&self.granules(address, size));
         self.tree.split(first + (size >> self.shift) as u64);
         Ok(())

@@ -277,12 +277,13 @@ impl<P: Probe> Space<P> {
     }
 
     /// Size of the largest block that could be allocated now; 0 if nothing is free.
-    pub fn largest_free(&self) -> u128 {
+    pub fn largest_free(&mut self) -> u128 {
+        self.tree.settle();
         self.tree.largest_order().map_or(0, |order| self.units(1 << order))
     }
 
     /// Sizes of maximal free blocks and how many there are of each, ascending.
-    pub fn free_blocks(&self) -> Vec<(u128, u64)> {
+    pub fn free_blocks(&mut self) -> Vec<(u128, u64)> {
         let counts = self.count_blocks();
         (0u32..)
             .zip(counts)
@@ -291,7 +292,8 @@ impl<P: Probe> Space<P> {
             .collect()
     }
 
-    fn count_blocks(&self) -> [u64; 65] {
+    fn count_blocks(&mut self) -> [u64; 65] {
+        self.tree.settle();
         let mut counts = [0; 65];
         self.tree.count_blocks(&mut |order, blocks| counts[order as usize] += blocks as u64);
         counts
@@ -299,7 +301,7 @@ impl<P: Probe> Space<P> {
 
     /// The share of free space that a block of `size` cannot use: 0 if all of it is in blocks at
     /// least that large, 1 if none is; 0 for a full space.
-    pub fn unusable_free_index(&self, size: u128) -> Result<f64, Error> {
+    pub fn unusable_free_index(&mut self, size: u128) -> Result<f64, Error> {
         let order = self.order("size", size)?;
         let counts = self.count_blocks();
         let sum = |from: u32| {
@@ -336,7 +338,8 @@ impl<P: Probe> Space<P> {
     #[inline]
     pub fn lookup(&self, address: u64) -> Option<Descriptor> {
         let position = self.position(address & !low_bits(self.shift))?;
-        let (first, last) = self.tree.allocation(position)?;
+        let found = self.tree.allocation(position)?;
+        let (first, last) = Some(found).filter(|&(first, _)| !self.tree.head.is_recent(first))?;
         Some(Descriptor {
             start: self.address(first),
             size: self.units((last - first) as u128 + 1),
@@ -348,8 +351,12 @@ impl<P: Probe> Space<P> {
         let granule = (address as u128).div_ceil(1 << self.shift);
         let from = granule.saturating_sub(self.origin as u128);
         let position = u64::try_from(from).ok().filter(|&from| from <= self.last)?;
-        let first = self.tree.next_start(position).filter(|&first| first <= self.last)?;
-        let last = self.tree.last(first);
+        let mut first = self.tree.next_start(position)?;
+        let mut last = self.tree.last(first);
+        while self.tree.head.is_recent(first) {
+            first = self.tree.next_start(last.checked_add(1)?)?;
+            last = self.tree.last(first);
+        }
         Some(Descriptor {
             start: self.address(first),
             size: self.units((last - first) as u128 + 1),
@@ -367,13 +374,15 @@ impl<P: Probe> Space<P> {
     }
 
     /// Maximal free ranges in address order: start and size.
-    pub fn free_extents(&self) -> impl Iterator<Item = (u64, u128)> + '_ {
+    pub fn free_extents(&mut self) -> impl Iterator<Item = (u64, u128)> + '_ {
+        self.tree.settle();
+        let space = &*self;
         let mut from = Some(0);
         std::iter::from_fn(move || {
-            let (first, _) = self.tree.next_block(u128::MAX, from?)?;
-            let last = self.tree.free_to(first);
+            let (first, _) = space.tree.next_block(u128::MAX, from?)?;
+            let last = space.tree.free_to(first);
             from = last.checked_add(1);
-            Some((self.address(first), self.units((last - first) as u128 + 1)))
+            Some((space.address(first), space.units((last - first) as u128 + 1)))
         })
     }
 }

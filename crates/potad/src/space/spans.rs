@@ -14,6 +14,7 @@ impl<P: Probe> Space<P> {
     /// What of it was retired before it was removed stays out of service.
     pub fn add(&mut self, start: u64, size: u128) -> Result<(), Error> {
         let range = self.range("start", start, size)?;
+        self.tree.settle();
         if let Some(taken) = self.spans.overlap(range.clone()).next() {
             let (at, size) = self.range_of(taken);
             return Err(Error::Argument {
@@ -66,13 +67,14 @@ impl<P: Probe> Space<P> {
         }
         self.total += range.end - range.start;
         self.spans.insert(range);
-        self.tree.head.set_size(self.total);
+        self.tree.set_size(self.total);
         Ok(())
     }
 
     /// Takes away the span of `size` from `start` on, none of which may be allocated.
     pub fn remove(&mut self, start: u64, size: u128) -> Result<(), Error> {
         let range = self.range("start", start, size)?;
+        self.tree.settle();
         if !self.spans.covers(range.clone()) {
             return Err(Error::Argument {
                 name: "start",
@@ -99,13 +101,14 @@ impl<P: Probe> Space<P> {
         }
         self.total -= range.end - range.start;
         self.spans.remove(range);
-        self.tree.head.set_size(self.total);
+        self.tree.set_size(self.total);
         Ok(())
     }
 
     /// Takes granules out of service: at once where free, when freed where in use.
     pub fn retire(&mut self, start: u64, size: u128) -> Result<(), Error> {
         let range = self.range("start", start, size)?;
+        self.tree.settle();
         self.must_be_present(start, &range)?;
         // A retired range in use needs detail at both ends when it is freed, and must not fail then.
         let pledged = self.tree.pledged;
@@ -128,6 +131,7 @@ impl<P: Probe> Space<P> {
     /// Puts retired granules back into service; others of the range stay as they are.
     pub fn restore(&mut self, start: u64, size: u128) -> Result<(), Error> {
         let range = self.range("start", start, size)?;
+        self.tree.settle();
         self.must_be_present(start, &range)?;
         // What is left of a range that loses its middle is two.
         let pledged = self.tree.pledged;
