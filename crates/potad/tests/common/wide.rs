@@ -439,7 +439,7 @@ impl Pair {
     pub fn compare(&mut self) {
         self.compare_addresses();
         // Not after every step: asking for free blocks gives recent ones back to the tree.
-        if self.model.live.len() % 3 == 0 {
+        if self.model.live.len().is_multiple_of(3) {
             self.compare_blocks();
         }
     }

@@ -1,0 +1,114 @@
+//! Recent blocks: what was freed a moment ago is free in every way that can be asked about.
+
+use potad::{Error, Fit, Space};
+
+/// A space of single granules in which `at` was just freed and is a recent block: taken again, it is
+/// what the next request gets, though lower granules are free.
+fn with_recent() -> (Space, u64) {
+    let mut space = Space::new(0, 1 << 20, 1).expect("a space");
+    let blocks: Vec<u64> = (0..40).map(|_| space.alloc(1).expect("there is room")).collect();
+    let at = blocks[20];
+    // Fills the slot, so that the lower one below is told to the tree.
+    space.free(at).expect("it is allocated");
+    space.free(blocks[3]).expect("it is allocated");
+    assert_eq!(space.alloc(1), Ok(at), "not a recent block: the test is out of date");
+    space.free(at).expect("it is allocated");
+    space.check().expect("the recount agrees");
+    (space, at)
+}
+
+#[test]
+fn it_is_free() {
+    let (mut space, at) = with_recent();
+    assert_eq!((space.len(), space.used()), (38, 38));
+    assert_eq!(space.available(), (1 << 20) - 38);
+    assert_eq!(space.lookup(at), None);
+    assert_eq!(space.next_allocation(at).map(|found| found.start), Some(at + 1));
+    assert!(space.allocations().all(|found| found.start != at));
+    assert_eq!(space.allocations().count(), 38);
+    let free: u128 = space.free_extents().map(|extent| extent.1).sum();
+    assert_eq!(free, space.available());
+    let counted: u128 = space.free_blocks().iter().map(|b| b.0 * b.1 as u128).sum();
+    assert_eq!(counted, free);
+}
+
+#[test]
+fn it_is_not_freed_again() {
+    let (mut space, at) = with_recent();
+    let twice = Err(Error::NotAllocated { address: at, inside: None });
+    assert_eq!(space.free(at).map(drop), twice);
+    let (mut space, at) = with_recent();
+    assert_eq!(space.free_many(&[at + 1, at]), twice);
+    assert_eq!(space.len(), 38);
+    let (mut space, at) = with_recent();
+    assert_eq!(space.free_range(at - 1, 3), twice);
+    let (mut space, at) = with_recent();
+    assert_eq!(space.split(at, 1), twice);
+    space.check().expect("the recount agrees");
+}
+
+#[test]
+fn it_is_found_by_whatever_looks_for_free_space() {
+    let (mut space, at) = with_recent();
+    assert_eq!(space.alloc_at(at, 1), Ok(at));
+    let (mut space, at) = with_recent();
+    assert_eq!(space.alloc_run(1, 1, Some((at, at as u128 + 1)), Fit::First), Ok(at));
+    let (mut space, at) = with_recent();
+    assert_eq!(space.alloc_within(1, Some((at, at as u128 + 1))), Ok(at));
+    let (mut space, at) = with_recent();
+    let window = Some((at, at as u128 + 1));
+    assert_eq!(space.alloc_scattered(1, 1, window), Ok(vec![(at, 1)]));
+    // All there is, one by one or at once.
+    let (mut space, at) = with_recent();
+    let left = space.available() as usize;
+    assert!(space.alloc_many(1, left).expect("there is room").contains(&at));
+    assert_eq!((space.available(), space.largest_free()), (0, 0));
+    space.check().expect("the recount agrees");
+}
+
+#[test]
+fn it_goes_out_of_service_and_away() {
+    let (mut space, at) = with_recent();
+    space.retire(at, 1).expect("it is in the space");
+    assert_eq!(space.available(), (1 << 20) - 39);
+    assert!(space.alloc_at(at, 1).is_err());
+    space.check().expect("the recount agrees");
+    let (mut space, at) = with_recent();
+    space.remove(at, 1).expect("it is free");
+    assert_eq!(space.size(), (1 << 20) - 1);
+    space.check().expect("the recount agrees");
+}
+
+/// Adding a span may move the origin that positions are counted from.
+#[test]
+fn it_stays_where_it_is_when_the_space_grows() {
+    for base in [1u64 << 30, 1 << 40] {
+        let mut space = Space::new(base, 1 << 12, 1).expect("a space");
+        let blocks: Vec<u64> = (0..8).map(|_| space.alloc(1).expect("there is room")).collect();
+        space.free(blocks[2]).expect("it is allocated");
+        space.add(0, 1 << 12).expect("it is not in the space yet");
+        space.check().expect("the recount agrees");
+        assert_eq!(space.lookup(blocks[2]), None);
+        assert_eq!(space.alloc_at(blocks[2], 1), Ok(blocks[2]));
+        space.free_many(&blocks).expect("all are allocated");
+        assert_eq!(space.used(), 0);
+        space.check().expect("the recount agrees");
+    }
+}
+
+/// Rows beyond those whose positions fit in 32 bits.
+#[test]
+fn far_up_nothing_is_kept_and_all_is_well() {
+    let base = 1u64 << 40;
+    let mut space = Space::new(base, 1 << 13, 1).expect("a space");
+    space.add(0, 64).expect("it is not in the space yet");
+    space.alloc_at(0, 64).expect("it is free");
+    for _ in 0..3 {
+        let at = space.alloc(1).expect("there is room");
+        assert!(at >= base);
+        space.free(at).expect("it is allocated");
+        assert!(space.free(at).is_err());
+        space.check().expect("the recount agrees");
+    }
+    assert_eq!(space.free(u32::MAX as u64).map(drop).map_err(|_| ()), Err(()));
+}
