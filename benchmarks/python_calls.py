@@ -2,8 +2,8 @@
 
     python benchmarks/python_calls.py [ROW ...]
 
-runs all rows or those named: `calls`, `many`, `replay`. It needs the extra `bench` (the peers) and
-for `replay` the extra `cli`.
+runs all rows or those named: `calls`, `many`, `lookup`, `kinds`, `replay`. It needs the extra
+`bench` (the peers) and for `replay` the extra `cli`.
 
 A space of 2^18 granules of 4 KiB is half full of blocks of orders 0 to 9 with P(k) ~ 2^-k, which
 is 4 KiB to 2 MiB, and 100,000 of them were replaced since it was filled. Every contender is first
@@ -269,6 +269,86 @@ def many() -> None:
         show(name, values, "ns", verdict(statistics.median(values), bar))
 
 
+def lookup() -> None:
+    """From an address anywhere inside an allocation to the allocation."""
+    from intervaltree import IntervalTree
+    from sortedcontainers import SortedKeyList
+
+    run = Run(contender := Potad(), SEED)
+    space = contender.space
+    live = [(found.start, found.size) for found in space]
+    starts = SortedKeyList(live, key=lambda block: block[0])
+    tree = IntervalTree.from_tuples((start, start + size, start) for start, size in live)
+    rng = np.random.default_rng(SEED)
+    picked = rng.integers(len(live), size=CALLS)
+    asked = [live[at][0] + int(rng.integers(live[at][1])) for at in picked]
+    print(f"\nlookup of a random live address among {len(live):,} allocations, ns")
+    run.verify()
+
+    def by_bisect(address: int) -> Any:
+        return starts[starts.bisect_key_right(address) - 1]
+
+    for address, at in zip(asked, picked, strict=True):
+        (interval,) = tree[address]
+        found = space.lookup(address)
+        assert found is not None
+        assert (found.start, found.size) == live[at] == by_bisect(address)
+        assert interval.begin == found.start
+    contenders: list[tuple[str, Callable[[int], Any]]] = [
+        ("potad", space.lookup),
+        ("sortedcontainers, bisect", by_bisect),
+        ("intervaltree", tree.__getitem__),
+    ]
+    times: dict[str, list[float]] = {name: [] for name, _ in contenders}
+    for _ in range(ROUNDS):
+        for name, look in contenders:
+            start = time.perf_counter_ns()
+            for address in asked:
+                look(address)
+            times[name].append((time.perf_counter_ns() - start) / CALLS)
+    for name, values in times.items():
+        show(name, values, "ns")
+    show_ratio("potad to bisect", times["potad"], times["sortedcontainers, bisect"], 0.2)
+    show_ratio("potad to intervaltree", times["potad"], times["intervaltree"], 0.1)
+
+    many = rng.choice(np.array(asked, dtype=np.uint64), 1_000_000)
+    values = []
+    for _ in range(ROUNDS):
+        start = time.perf_counter_ns()
+        found_starts, _ = space.lookup_many(many)
+        values.append((time.perf_counter_ns() - start) / len(many))
+    assert (found_starts <= many).all()
+    print("lookup_many of 1,000,000 random live addresses, ns each")
+    show("potad", values, "ns", verdict(statistics.median(values), 40))
+
+
+def kinds() -> None:
+    """Allocating and freeing with a record of 360 bytes, and without."""
+    run = Run(contender := Potad(), SEED)
+    space = contender.space
+    kind = potad.Kind("xfs_buf", record="V360")
+    print("\nalloc + free of that block, with a kind of 360 bytes, ns for the two")
+    run.verify()
+    stay = [space.alloc(GRANULE, kind=kind) for _ in range(1000)]
+    sizes = [SIZES[random_order(run.rng)] for _ in range(CALLS)]
+    alloc, free = space.alloc, space.free
+    without, with_kind = [], []
+    for _ in range(ROUNDS):
+        start = time.perf_counter_ns()
+        for size in sizes:
+            free(alloc(size))
+        middle = time.perf_counter_ns()
+        for size in sizes:
+            free(alloc(size, kind=kind))
+        with_kind.append((time.perf_counter_ns() - middle) / CALLS)
+        without.append((middle - start) / CALLS)
+    space.free_many(stay)
+    space.check()
+    show("without a kind", without, "ns")
+    show("with one", with_kind, "ns")
+    show_ratio("with one to without", with_kind, without, 1.6)
+
+
 def replay() -> None:
     """A recorded trace, from the compressed file to the report, in a process of its own."""
     trace, bar = (REAL_TRACE, 500_000) if REAL_TRACE.exists() else (BUNDLED_TRACE, None)
@@ -288,7 +368,7 @@ def replay() -> None:
     show("", rates, "events/s", verdict(statistics.median(rates), bar, at_most=False))
 
 
-ROWS = {"calls": calls, "many": many, "replay": replay}
+ROWS = {"calls": calls, "many": many, "lookup": lookup, "kinds": kinds, "replay": replay}
 
 
 def main(names: Sequence[str]) -> int:

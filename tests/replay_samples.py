@@ -63,6 +63,7 @@ def sample_result(allocator: str, title: str, **changes: Any) -> Result:
         "steps": 1190,
         "operations": 1185,
         "live_bytes": 20 << 20,
+        "live_unmovable_bytes": None,
         "peak_bytes": 60 << 20,
         "metadata_bytes": 12345,
         "nanoseconds_per_operation": {"median": 41.52, "min": 40.1, "max": 47.9},
@@ -99,6 +100,8 @@ def sample_result(allocator: str, title: str, **changes: Any) -> Result:
             "peak_event": 1100,
             "at_peak": [n * 255 // cells for n in range(cells)],
             "at_end": [0] * cells,
+            "unmovable_at_peak": [],
+            "unmovable_at_end": [],
         },
     }
     result.update(changes)

@@ -6,8 +6,10 @@ import doctest
 import importlib
 import inspect
 import pkgutil
+import re
 import types
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -70,6 +72,15 @@ def test_arguments_are_documented(name: str) -> None:
     for parameter in inspect.signature(method).parameters:
         if parameter != "self" and "Arguments and errors are those of" not in MEMBERS[name]:
             assert f"    {parameter}: " in MEMBERS[name]
+
+
+def test_examples_of_the_readme(capsys: pytest.CaptureFixture[str]) -> None:
+    text = (Path(__file__).parent.parent / "README.md").read_text()
+    examples = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    assert len(examples) == 2
+    for example in examples:
+        exec(example, {})
+    assert "Cache" in capsys.readouterr().out
 
 
 def test_names() -> None:

@@ -178,6 +178,21 @@ def test_address_map_is_a_pixel_a_cell() -> None:
     assert not alpha[300:].any()
 
 
+def test_what_is_not_movable_has_a_colour_of_its_own() -> None:
+    result = sample_result("potad", "potad")
+    used = result["map"]["at_peak"]
+    cells = result["map"]
+    cells["unmovable_at_peak"] = cells["unmovable_at_end"] = [value // 2 for value in used]
+    cells["unmovable_at_peak"][299] = used[299]
+    url = charts.address_map(result, used, cells["unmovable_at_peak"])
+    picture = matplotlib.image.imread(io.BytesIO(base64.b64decode(url.partition(",")[2])))
+    last = picture.reshape(-1, 4)[299]
+    assert np.allclose(last[:3] * 255, charts.UNMOVABLE_COLOUR, atol=1)
+    page = html.render([sample_report(allocators=[result])])
+    assert "cannot be moved" in page
+    assert "cannot be moved" not in html.render([sample_report()])
+
+
 def test_drawing_leaves_global_settings_alone() -> None:
     before = dict(matplotlib.rcParams)
     charts.memory(sample_report()["allocators"], "m")

@@ -34,6 +34,7 @@ def used_space() -> potad.Space:
     space.retire(BASE + 5 * GRANULE)
     space.retire(BASE + 40 * GRANULE, 2 * GRANULE)
     space.add(1 << 40, 4 * GRANULE)
+    space.pin(BASE + 20 * GRANULE)
     return space
 
 
@@ -48,6 +49,8 @@ def state(space: potad.Space) -> tuple[Any, ...]:
         (space.size, space.used, space.available, space.largest_free, len(space)),
     )
 
+
+KIND = potad.Kind("buffer", record=np.dtype("u8"))
 
 # What a good call would be, so that one argument at a time can be made a bad one.
 GOOD: dict[str, dict[str, Any]] = {
@@ -67,10 +70,18 @@ GOOD: dict[str, dict[str, Any]] = {
     "retire": {"start": BASE + 50 * GRANULE, "size": GRANULE},
     "restore": {"start": BASE + 5 * GRANULE, "size": GRANULE},
     "unusable_free_index": {"size": GRANULE},
+    "pin": {"address": BASE},
+    "unpin": {"address": BASE + 20 * GRANULE},
+    "pinned": {"address": BASE},
+    "pin_range": {"start": BASE, "size": GRANULE},
+    "memory_failure": {"address": BASE},
+    "records": {"kind": KIND},
+    "owned_by": {"owner": KIND},
 }
 
 ARGUMENTS = [(method, name) for method, good in GOOD.items() for name in good]
-NUMBERS = [(m, n) for m, n in ARGUMENTS if n not in ("within", "fit", "addresses")]
+NOT_NUMBERS = ("within", "fit", "addresses", "kind", "owner")
+NUMBERS = [(m, n) for m, n in ARGUMENTS if n not in NOT_NUMBERS]
 
 OPTIONAL = {("alloc_run", "align"), ("alloc_scattered", "min_block")} | {
     (method, name)
@@ -101,7 +112,7 @@ def test_good_arguments_are_good(method: str) -> None:
 
 
 def test_every_method_is_here() -> None:
-    without_arguments = {"check", "free_blocks", "retired", "retired_ranges", "spans"}
+    without_arguments = {"check", "free_blocks", "report", "retired", "retired_ranges", "spans"}
     public = {
         name
         for name in dir(potad.Space)
@@ -613,6 +624,8 @@ def test_combinations_of_bad_arguments_change_nothing() -> None:
     before = state(space)
     bad = [-1, 1.5, None, 1 << 70, "x", math.nan]
     for method, good in GOOD.items():
+        if method == "owned_by":
+            continue  # any object may be an owner
         for values in itertools.product(bad, repeat=min(2, len(good))):
             arguments = {**good, **dict(zip(good, values, strict=False))}
             with pytest.raises((ValueError, TypeError, OverflowError)):

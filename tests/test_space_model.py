@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from typing import Any
 
 import hypothesis.strategies as st
@@ -30,6 +31,41 @@ PLACES = [
 """First granules of the places; negative ones count from 2**64."""
 
 
+class Owner:
+    """Answers a memory failure always the same way."""
+
+    def __init__(self, answer: potad.Outcome) -> None:
+        self.on_memory_failure = lambda failure: answer
+        self.answer = answer
+
+
+@dataclass(frozen=True)
+class Known:
+    """What is known of an allocation beside where it lies; `value` is in its record."""
+
+    kind: potad.Kind | None = None
+    owner: Any = None
+    pins: int = 0
+    value: int = 0
+
+
+KINDS = [
+    potad.Kind("plain"),
+    potad.Kind("word", record="u8"),
+    potad.Kind("xfs_buf", record=np.dtype([("value", "u8"), ("rest", "V352")])),
+]
+OWNERS = ["someone", Owner(potad.Outcome.DELAYED), Owner(potad.Outcome.RECOVERED)]
+
+LABELS = st.just(Known()) | st.builds(
+    Known, st.sampled_from([None, *KINDS]), st.sampled_from([None, *OWNERS])
+)
+
+
+def value_of(record: Any) -> Any:
+    """The place of the number in a record, of whichever kind."""
+    return record["value"] if record.dtype.names else record
+
+
 def order_of(granules: int) -> int:
     """The order of the smallest block that holds so many granules."""
     return (granules - 1).bit_length()
@@ -53,6 +89,25 @@ class Machine(RuleBasedStateMachine):
         self.space = potad.Space(length * unit, granule=unit, base=self.base)
         self.model = NaiveSpace()
         self.model.add(first, length)
+        self.known: dict[int, Known] = {}
+
+    def take(self, start: int, length: int, label: Known) -> None:
+        self.model.take(start, length)
+        self.known[start] = label
+
+    def release(self, start: int, length: int) -> None:
+        """Frees granules in the model; what is left behind them is known as before."""
+        end = start + length
+        behind = self.model.cells.get(end)
+        if isinstance(behind, int) and behind < end:
+            self.known[end] = self.known[behind]
+        self.model.release(start, length)
+        allocations = self.model.allocations()
+        self.known = {at: known for at, known in self.known.items() if at in allocations}
+
+    def pins(self, granule: int) -> int:
+        cell = self.model.cells.get(granule)
+        return self.known[cell].pins if isinstance(cell, int) else 0
 
     # ---- what is drawn -------------------------------------------------------------------------
 
@@ -107,21 +162,22 @@ class Machine(RuleBasedStateMachine):
         data=st.data(),
         granules=st.integers(1, 4) | st.integers(1, 20) | st.integers(1, WINDOW_GRANULES),
         less=st.integers(0, 1 << 21),
+        label=LABELS,
     )
-    def alloc(self, data: st.DataObject, granules: int, less: int) -> None:
+    def alloc(self, data: st.DataObject, granules: int, less: int, label: Known) -> None:
         size = self.units(granules, less)
         order = order_of(-(-size // self.unit))
         within, window = self.window(data)
         possible = set(self.model.blocks(order, window))
         try:
-            address = self.space.alloc(size, within=within)
+            address = self.space.alloc(size, within=within, kind=label.kind, owner=label.owner)
         except potad.OutOfSpace as error:
             assert not possible
             self.check_no_room(error, self.rounded(size))
             return
         assert address % self.unit == 0
         assert address // self.unit in possible
-        self.model.take(address // self.unit, 1 << order)
+        self.take(address // self.unit, 1 << order, label)
 
     @rule(
         data=st.data(),
@@ -130,6 +186,7 @@ class Machine(RuleBasedStateMachine):
         align=st.none() | st.sampled_from([1, 2, 3, 4, 7, 8, 16, 64]),
         fine=st.booleans(),
         fit=st.sampled_from(["aligned", "first"]),
+        label=LABELS,
     )
     def alloc_run(
         self,
@@ -139,6 +196,7 @@ class Machine(RuleBasedStateMachine):
         align: int | None,
         fine: bool,
         fit: Any,
+        label: Known,
     ) -> None:
         size = self.units(granules, less)
         length = -(-size // self.unit)
@@ -147,25 +205,28 @@ class Machine(RuleBasedStateMachine):
         align = align if align is None or fine else align * self.unit
         expected = self.model.run(length, align or 1, self.unit, window, fit)
         try:
-            address = self.space.alloc_run(size, align=align, within=within, fit=fit)
+            address = self.space.alloc_run(
+                size, align=align, within=within, fit=fit, kind=label.kind, owner=label.owner
+            )
         except potad.OutOfSpace as error:
             assert expected is None
             self.check_no_room(error, self.rounded(size))
             return
         assert expected is not None
         assert address == expected * self.unit
-        self.model.take(expected, length)
+        self.take(expected, length, label)
 
-    @rule(data=st.data())
-    def alloc_at(self, data: st.DataObject) -> None:
+    @rule(data=st.data(), label=LABELS)
+    def alloc_at(self, data: st.DataObject, label: Known) -> None:
         start, length = self.range(data, self.model.having(FREE))
         address, size = start * self.unit, length * self.unit
         if self.model.is_free(start, length):
-            assert self.space.alloc_at(address, size) == address
-            self.model.take(start, length)
+            at = self.space.alloc_at(address, size, kind=label.kind, owner=label.owner)
+            assert at == address
+            self.take(start, length, label)
             return
         with pytest.raises(potad.OutOfSpace) as caught:
-            self.space.alloc_at(address, size)
+            self.space.alloc_at(address, size, kind=label.kind, owner=label.owner)
         assert (caught.value.reason, caught.value.requested) == ("occupied", size)
 
     @rule(
@@ -173,16 +234,19 @@ class Machine(RuleBasedStateMachine):
         granules=st.integers(1, 20) | st.integers(1, WINDOW_GRANULES),
         less=st.integers(0, 1 << 21),
         smallest=st.none() | st.integers(1, 16),
+        label=LABELS,
     )
     def alloc_scattered(
-        self, data: st.DataObject, granules: int, less: int, smallest: int | None
+        self, data: st.DataObject, granules: int, less: int, smallest: int | None, label: Known
     ) -> None:
         size = self.units(granules, less)
         within, window = self.window(data)
         expected = self.model.scattered(-(-size // self.unit), order_of(smallest or 1), window)
         min_block = None if smallest is None else smallest * self.unit
         try:
-            blocks = self.space.alloc_scattered(size, min_block=min_block, within=within)
+            blocks = self.space.alloc_scattered(
+                size, min_block=min_block, within=within, kind=label.kind, owner=label.owner
+            )
         except potad.OutOfSpace as error:
             assert expected is None
             self.check_no_room(error, self.rounded(size))
@@ -192,7 +256,7 @@ class Machine(RuleBasedStateMachine):
             start, length = address // self.unit, size // self.unit
             assert window is None or window[0] <= start <= window[1] - length
             assert address % size == 0
-            self.model.take(start, length)
+            self.take(start, length, label)
 
     @rule(
         granules=st.integers(1, 2) | st.integers(1, 20),
@@ -212,7 +276,7 @@ class Machine(RuleBasedStateMachine):
         assert addresses.shape == (count,)
         for address in addresses.tolist():
             assert address % (length * self.unit) == 0
-            self.model.take(address // self.unit, length)
+            self.take(address // self.unit, length, Known())
 
     # ---- freeing -------------------------------------------------------------------------------
 
@@ -228,8 +292,13 @@ class Machine(RuleBasedStateMachine):
         start = self.start(data)
         address = start * self.unit + within % self.unit
         if self.model.is_start(start) and address % self.unit == 0:
+            if self.pins(start):
+                with pytest.raises(potad.Busy) as busy:
+                    self.space.free(address)
+                assert (busy.value.address, busy.value.pins) == (address, self.pins(start))
+                return
             self.space.free(address)
-            self.model.release(start, self.model.allocations()[start])
+            self.release(start, self.model.allocations()[start])
             return
         with pytest.raises(potad.NotAllocated) as caught:
             self.space.free(address)
@@ -250,6 +319,12 @@ class Machine(RuleBasedStateMachine):
             for at, start in enumerate(starts)
             if start not in allocations or start in starts[:at]
         ]
+        pinned = [start for start in starts if self.known.get(start, Known()).pins]
+        if pinned:
+            with pytest.raises(potad.Busy) as busy:
+                self.space.free_many(addresses)
+            assert busy.value.address == pinned[0] * self.unit
+            return
         if wrong:
             with pytest.raises(potad.NotAllocated) as caught:
                 self.space.free_many(addresses)
@@ -257,19 +332,28 @@ class Machine(RuleBasedStateMachine):
             return
         self.space.free_many(addresses)
         for start in starts:
-            self.model.release(start, allocations[start])
+            self.release(start, allocations[start])
 
     @rule(data=st.data())
     def free_range(self, data: st.DataObject) -> None:
         start, length = self.range(data, filter(self.model.is_used, self.model.cells))
-        unused = [at for at in range(start, start + length) if not self.model.is_used(at)]
+        granules = range(start, start + length)
+        unused = [at for at in granules if not self.model.is_used(at)]
+        pinned = [at for at in granules if self.pins(at)]
+        if pinned and (not unused or pinned[0] < unused[0]):
+            with pytest.raises(potad.Busy) as busy:
+                self.space.free_range(start * self.unit, length * self.unit)
+            first = self.model.cells[pinned[0]]
+            assert isinstance(first, int)
+            assert busy.value.address == first * self.unit
+            return
         if unused:
             with pytest.raises(potad.NotAllocated) as caught:
                 self.space.free_range(start * self.unit, length * self.unit)
             assert caught.value.address == unused[0] * self.unit
             return
         self.space.free_range(start * self.unit, length * self.unit)
-        self.model.release(start, length)
+        self.release(start, length)
 
     @rule(data=st.data())
     def split(self, data: st.DataObject) -> None:
@@ -284,9 +368,93 @@ class Machine(RuleBasedStateMachine):
         elif part >= length:
             with pytest.raises(ValueError, match="size must be"):
                 self.space.split(start * self.unit, part * self.unit)
+        elif self.pins(start):
+            with pytest.raises(potad.Busy):
+                self.space.split(start * self.unit, part * self.unit)
         else:
             self.space.split(start * self.unit, part * self.unit)
             self.model.restart(start + part)
+            self.known[start + part] = self.known[start]
+
+    # ---- what is known -------------------------------------------------------------------------
+
+    @rule(data=st.data(), call=st.sampled_from(["pin", "unpin"]))
+    def pin_or_unpin(self, data: st.DataObject, call: str) -> None:
+        granule = self.pick(data, filter(self.model.is_used, self.model.cells))
+        cell = self.model.cells.get(granule)
+        if not isinstance(cell, int):
+            with pytest.raises(potad.NotAllocated):
+                getattr(self.space, call)(granule * self.unit)
+            return
+        known = self.known[cell]
+        if call == "unpin" and not known.pins:
+            with pytest.raises(ValueError, match="pinned"):
+                self.space.unpin(granule * self.unit)
+            return
+        pins = known.pins + (1 if call == "pin" else -1)
+        assert getattr(self.space, call)(granule * self.unit) == pins
+        self.known[cell] = replace(known, pins=pins)
+
+    @rule(data=st.data())
+    def pin_range(self, data: st.DataObject) -> None:
+        start, length = self.range(data, self.model.cells)
+        cells = {self.model.cells.get(at) for at in range(start, start + length)}
+        starts = sorted(cell for cell in cells if isinstance(cell, int))
+        if not starts:
+            with pytest.raises(potad.NotAllocated):
+                self.space.pin_range(start * self.unit, length * self.unit)
+            return
+        pinned = self.space.pin_range(start * self.unit, length * self.unit)
+        assert pinned.tolist() == [at * self.unit for at in starts]
+        for at in starts:
+            self.known[at] = replace(self.known[at], pins=self.known[at].pins + 1)
+
+    @rule(data=st.data(), value=st.integers(0, 1 << 60))
+    def write(self, data: st.DataObject, value: int) -> None:
+        having = [at for at, known in self.known.items() if known.kind in KINDS[1:]]
+        if having:
+            start = data.draw(st.sampled_from(sorted(having)))
+            found = self.space.lookup(start * self.unit)
+            assert found is not None
+            value_of(found.record)[...] = value
+            self.known[start] = replace(self.known[start], value=value)
+
+    @rule(data=st.data(), within=st.integers(0, 1 << 21))
+    def memory_failure(self, data: st.DataObject, within: int) -> None:
+        granule = self.pick(data, self.model.cells)
+        address = granule * self.unit + within % self.unit
+        cell = self.model.cells.get(granule)
+        if not self.model.is_in_space(granule, 1):
+            with pytest.raises(ValueError, match="address must be"):
+                self.space.memory_failure(address)
+            return
+        outcome = self.space.memory_failure(address)
+        self.model.retire(granule, 1)
+        if isinstance(cell, int):
+            owner = self.known[cell].owner
+            answer = owner.answer if isinstance(owner, Owner) else potad.Outcome.FAILED
+            assert outcome is answer
+        else:
+            assert outcome is potad.Outcome.RECOVERED
+
+    @rule()
+    def report(self) -> None:
+        sums: dict[Any, list[int]] = {}
+        for start, length in self.model.allocations().items():
+            known = self.known[start]
+            row = sums.setdefault((known.kind, known.owner), [0, 0])
+            row[0] += 1
+            row[1] += length * self.unit
+        found = {(r.kind, r.owner): [r.allocations, r.size] for r in self.space.report()}
+        assert found == sums
+        for kind in KINDS:
+            starts = [at for at, known in self.known.items() if known.kind is kind]
+            records = self.space.records(kind)
+            assert records["start"].tolist() == sorted(start * self.unit for start in starts)
+        for owner in OWNERS:
+            starts = [at for at, known in self.known.items() if known.owner is owner]
+            owned = [found.start for found in self.space.owned_by(owner)]
+            assert owned == sorted(start * self.unit for start in starts)
 
     # ---- the extent ----------------------------------------------------------------------------
 
@@ -368,19 +536,26 @@ class Machine(RuleBasedStateMachine):
         assert space.available == model.available() * unit
         allocations = model.allocations()
         assert len(space) == len(allocations)
-        assert [(found.start, found.size) for found in space] == [
-            (start * unit, length * unit) for start, length in allocations.items()
-        ]
-        assert space.largest_free == model.largest_free() * unit
-        assert list(space.free_blocks().items()) == [
-            (length * unit, count) for length, count in model.free_blocks().items()
-        ]
+        for found, (start, length) in zip(space, allocations.items(), strict=True):
+            known = self.known[start]
+            assert (found.start, found.size) == (start * unit, length * unit)
+            assert (found.kind, found.owner, found.pins) == (known.kind, known.owner, known.pins)
+            if found.record is not None:
+                assert value_of(found.record) == known.value
         assert space.spans() == [(start * unit, length * unit) for start, length in model.spans()]
         retired = model.retired_in_space()
         assert space.retired().tolist() == [granule * unit for granule in retired]
         assert space.retired_ranges() == [
             (start * unit, length * unit) for start, length in model.ranges(retired)
         ]
+        # Not after every step: asking for these gives recent blocks back to the tree.
+        if len(allocations) % 3:
+            return
+        assert space.largest_free == model.largest_free() * unit
+        assert list(space.free_blocks().items()) == [
+            (length * unit, count) for length, count in model.free_blocks().items()
+        ]
+        space.check()
 
 
 TestMachine = Machine.TestCase

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import types
 import typing
 from typing import Any
 
@@ -31,6 +32,8 @@ def assert_shaped(value: Any, kind: Any, path: str) -> None:
     elif typing.get_origin(kind) is dict:
         for item in value.values():
             assert_shaped(item, typing.get_args(kind)[1], f"{path}{{}}")
+    elif typing.get_origin(kind) is types.UnionType:
+        assert type(value) in typing.get_args(kind), path
     elif kind is float:
         assert isinstance(value, int | float), path
         assert math.isfinite(value), path
@@ -71,6 +74,21 @@ def assert_consistent(result: Result, memory_bytes: int) -> None:
         assert all(0 <= share <= 255 for share in shares)
         assert (len(shares) - 1) * cells["cell_bytes"] < memory_bytes
         assert len(shares) * cells["cell_bytes"] >= memory_bytes
+    if result["allocator"] == "potad":
+        unmovable = result["live_unmovable_bytes"]
+        assert unmovable is not None
+        assert 0 <= unmovable <= result["live_bytes"]
+        for used, not_movable in (
+            (cells["at_peak"], cells["unmovable_at_peak"]),
+            (cells["at_end"], cells["unmovable_at_end"]),
+        ):
+            assert len(used) == len(not_movable)
+            assert all(part <= whole for part, whole in zip(not_movable, used, strict=True))
+        marked = sum(cells["unmovable_at_end"]) / 255 * cells["cell_bytes"]
+        assert marked == pytest.approx(unmovable, abs=2 * cells["cell_bytes"], rel=0.05)
+    else:
+        assert result["live_unmovable_bytes"] is None
+        assert cells["unmovable_at_peak"] == cells["unmovable_at_end"] == []
     in_use = sum(cells["at_end"]) / 255 * cells["cell_bytes"]
     assert in_use == pytest.approx(result["live_bytes"], abs=2 * cells["cell_bytes"], rel=0.02)
 

@@ -7,8 +7,9 @@ touches what the addresses stand for.
 Terms. Sizes, addresses and alignments are in *address units*. The *granule* is the smallest
 amount handed out, a power of two. A *block* is a power of two of granules, aligned to its own
 size; a *run* is any contiguous sequence of granules handed out as one. An *allocation* is a
-block or a run, and its *descriptor* the record that is kept about it. A *span* is a range of
-addresses that belongs to a space.
+block or a run, and its *descriptor* what is known about it: its *kind*, which may have a *record*
+of any size, its *owner*, and how often it is *pinned*. A *span* is a range of addresses that
+belongs to a space.
 
 >>> import potad
 >>> space = potad.Space(1 << 30)
@@ -24,17 +25,24 @@ The command `potad` replays recorded page traffic of Linux through a space and i
 behind it is `potad.trace` and `potad.report`.
 """
 
-from potad._core import Descriptor, Space, __version__
+from potad._core import Descriptor, Kind, Space, __version__
 from potad.errors import Busy, Corrupt, NotAllocated, OutOfSpace, Poisoned, PotadError
+from potad.failure import Failure, Outcome
+from potad.usage import Report, Usage
 
 __all__ = [
     "Busy",
     "Corrupt",
     "Descriptor",
+    "Failure",
+    "Kind",
     "NotAllocated",
     "OutOfSpace",
+    "Outcome",
     "Poisoned",
     "PotadError",
+    "Report",
     "Space",
+    "Usage",
     "__version__",
 ]

@@ -1,39 +1,71 @@
 //! What a space tells about an allocation, and the walk over all of them.
 
-use std::sync::{Mutex, PoisonError};
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use pyo3::prelude::*;
 use pyo3::types::PyInt;
+use pyo3::{PyTraverseError, PyVisit};
+
+use potad::Error;
 
 use crate::convert::integer;
+use crate::kind::Kind;
+use crate::lock::Shared;
+use crate::record::{Look, view};
 use crate::space::Space;
+use crate::state::State;
+use crate::trash::drop_all;
 
-/// What is known about one allocation: a snapshot, which does not follow later changes.
+/// What is known about one allocation: a snapshot, which does not follow later changes, but for the
+/// record, which is the allocation's own.
 ///
 /// Spaces give descriptors out (`Space.lookup`, iteration); they are not made otherwise. Two are
-/// equal if all they say is equal.
+/// equal if all they say is equal, records left aside.
 ///
 /// >>> import potad
 /// >>> space = potad.Space(1 << 20)
-/// >>> start = space.alloc_run(12288)
+/// >>> start = space.alloc_run(12288, owner="me")
 /// >>> descriptor = space.lookup(start + 5000)
-/// >>> descriptor.size
-/// 12288
+/// >>> descriptor.size, descriptor.owner, descriptor.kind
+/// (12288, 'me', None)
 /// >>> descriptor == space.lookup(start)
 /// True
-#[pyclass(frozen, eq, hash, module = "potad")]
-#[derive(PartialEq, Eq, Hash)]
+#[pyclass(frozen, module = "potad")]
 pub struct Descriptor {
     start: u64,
     size: u128,
+    kind: Option<Py<Kind>>,
+    owner: Option<Py<PyAny>>,
+    pins: u32,
+    retiring: bool,
+    look: Option<Arc<Look>>,
+}
+
+impl Drop for Descriptor {
+    fn drop(&mut self) {
+        drop_all(self.owner.take().into_iter().collect());
+    }
 }
 
 // Python aligns its objects to 16 bytes and no further.
 const _: () = assert!(align_of::<Descriptor>() <= 16);
 
-impl From<potad::Descriptor> for Descriptor {
-    fn from(found: potad::Descriptor) -> Self {
-        Descriptor { start: found.start, size: found.size }
+impl Descriptor {
+    /// Of the allocation that starts at `start`. With the space locked.
+    pub fn new(
+        py: Python<'_>,
+        shared: &Shared,
+        state: &mut State,
+        start: u64,
+        size: u128,
+    ) -> Result<Self, Error> {
+        let (known, retiring) = state.known(start, size);
+        let (kind, owner) = state.objects(py, known.label);
+        let has_record = kind.as_ref().is_some_and(|kind| kind.get().record_size != 0);
+        let record = if has_record { state.look(start) } else { None };
+        let look = record.map(|record| Look::new(shared, record));
+        Ok(Descriptor { start, size, kind, owner, pins: known.pins, retiring, look })
     }
 }
 
@@ -51,8 +83,74 @@ impl Descriptor {
         integer(py, self.size)
     }
 
-    fn __repr__(&self) -> String {
-        format!("Descriptor(start={:#x}, size={})", self.start, self.size)
+    /// Its kind, or None.
+    #[getter]
+    fn kind(&self, py: Python<'_>) -> Option<Py<Kind>> {
+        self.kind.as_ref().map(|kind| kind.clone_ref(py))
+    }
+
+    /// Its owner, or None.
+    #[getter]
+    fn owner(&self, py: Python<'_>) -> Option<Py<PyAny>> {
+        self.owner.as_ref().map(|owner| owner.clone_ref(py))
+    }
+
+    /// How often it was pinned.
+    #[getter]
+    fn pins(&self) -> u32 {
+        self.pins
+    }
+
+    /// "live", or "retiring" if some of it is retired and goes out of service when it is freed.
+    #[getter]
+    fn state(&self) -> &'static str {
+        if self.retiring { "retiring" } else { "live" }
+    }
+
+    /// Its record: a NumPy array that can be written, in place and without a copy, of no dimensions but
+    /// those of the dtype itself; None where the kind has no record, or one of no bytes.
+    ///
+    /// It stays what it is when the allocation is freed, and never shows another allocation's.
+    #[getter]
+    fn record<'py>(&self, py: Python<'py>) -> PyResult<Option<Bound<'py, PyAny>>> {
+        let (Some(look), Some(kind)) = (&self.look, &self.kind) else { return Ok(None) };
+        kind.get().record(py).map(|dtype| view(py, look, dtype)).transpose()
+    }
+
+    fn __eq__(&self, other: &Bound<'_, PyAny>) -> bool {
+        let Ok(other) = other.cast::<Descriptor>() else { return false };
+        let other = other.get();
+        let same_kind = self.kind.as_ref().map(|kind| kind.as_ptr())
+            == other.kind.as_ref().map(|kind| kind.as_ptr());
+        let same_owner = self.owner.as_ref().map(|owner| owner.as_ptr())
+            == other.owner.as_ref().map(|owner| owner.as_ptr());
+        let figures = |of: &Descriptor| (of.start, of.size, of.pins, of.retiring);
+        same_kind && same_owner && figures(self) == figures(other)
+    }
+
+    fn __hash__(&self) -> u64 {
+        let mut hasher = DefaultHasher::new();
+        (self.start, self.size).hash(&mut hasher);
+        hasher.finish()
+    }
+
+    fn __repr__(&self, py: Python<'_>) -> PyResult<String> {
+        let mut text = format!("Descriptor(start={:#x}, size={}", self.start, self.size);
+        if let Some(kind) = &self.kind {
+            text += &format!(", kind={}", kind.bind(py).repr()?);
+        }
+        if let Some(owner) = &self.owner {
+            text += &format!(", owner={}", owner.bind(py).repr()?);
+        }
+        if self.pins != 0 {
+            text += &format!(", pins={}", self.pins);
+        }
+        Ok(text + ")")
+    }
+
+    fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
+        visit.call(&self.kind)?;
+        visit.call(&self.owner)
     }
 }
 
@@ -76,13 +174,19 @@ impl SpaceIterator {
         this
     }
 
+    fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
+        visit.call(&self.space)
+    }
+
     fn __next__(&self, py: Python<'_>) -> PyResult<Option<Descriptor>> {
-        let found = self.space.get().shared.brief(py, |space| {
+        let shared = &self.space.get().shared;
+        shared.attached(py, |state| {
             let mut from = self.from.lock().unwrap_or_else(PoisonError::into_inner);
-            let found = from.and_then(|from| space.next_allocation(from));
+            let found = from.and_then(|from| state.next_allocation(from));
             *from = found.and_then(|found| u64::try_from(found.start as u128 + found.size).ok());
-            Ok(found)
-        })?;
-        Ok(found.map(Descriptor::from))
+            let found =
+                found.map(|found| Descriptor::new(py, shared, state, found.start, found.size));
+            found.transpose()
+        })
     }
 }

@@ -20,6 +20,7 @@ struct Class {
 
 static OUT_OF_SPACE: Class = Class::new("OutOfSpace");
 static NOT_ALLOCATED: Class = Class::new("NotAllocated");
+static BUSY: Class = Class::new("Busy");
 static CORRUPT: Class = Class::new("Corrupt");
 
 impl Class {
@@ -44,6 +45,7 @@ pub fn exception(py: Python<'_>, error: Error) -> PyErr {
             OUT_OF_SPACE.raise(py, (message, requested, available, largest, reason.as_str()))
         }
         Error::NotAllocated { address, .. } => NOT_ALLOCATED.raise(py, (message, address)),
+        Error::Busy { address, pins } => BUSY.raise(py, (message, address, pins)),
         Error::Argument { .. } => PyValueError::new_err(message),
         Error::Metadata { .. } => PyMemoryError::new_err(message),
         Error::Corrupt { .. } => corrupt(py, message),

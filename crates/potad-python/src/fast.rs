@@ -2,12 +2,14 @@
 //!
 //! These two take a few dozen nanoseconds, about as long as it takes to sort out arguments, names
 //! and defaults. So they get a function of their own in front, which knows one form of call, a
-//! single positional `int`, and one outcome, success. Whatever else it meets, it has changed
-//! nothing, and passes the call on to the method it stands in front of: there are all other forms
-//! of arguments, all errors, and the waiting.
+//! single positional `int`, for `alloc` with a kind and an owner by name that the space knows
+//! already, and one outcome, success. Whatever else it meets, it has changed nothing, and passes the
+//! call on to the method it stands in front of: there are all other forms of arguments, all errors,
+//! and the waiting.
 
 use std::ffi::{CString, c_char};
 
+use pyo3::PyTypeInfo;
 use pyo3::exceptions::PyTypeError;
 use pyo3::ffi;
 use pyo3::prelude::*;
@@ -15,6 +17,7 @@ use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyDict, PyTuple};
 
 use crate::convert::small;
+use crate::kind::Kind;
 use crate::space::Space;
 
 /// The methods that stand behind.
@@ -74,6 +77,16 @@ unsafe extern "C" fn alloc(
         {
             return ffi::PyLong_FromUnsignedLongLong(address);
         }
+        // That there is one positional argument is known before what stands behind it is looked at.
+        if !names.is_null()
+            && let Some((space, size)) = plain(this, arguments, count, std::ptr::null_mut())
+            && let Some((kind, owner)) = named(arguments.add(1), names)
+            && let Some(Some(address)) = space
+                .shared
+                .at_once(|state| state.allocate_known(size as u128, kind, owner).transpose())
+        {
+            return ffi::PyLong_FromUnsignedLongLong(address);
+        }
         pass_on(&ALLOC, this, arguments, count, names)
     }
 }
@@ -117,6 +130,37 @@ unsafe fn plain<'a>(
         let number = small(&Borrowed::from_ptr(py, *arguments))?;
         let space = Borrowed::from_ptr(py, this).cast_unchecked::<Space>();
         Some((&*std::ptr::from_ref(space.get()), number))
+    }
+}
+
+/// A kind and an owner that are given by name, and nothing else: their objects, 0 for none.
+///
+/// Safety: as Python calls a method; `values` are those of the names.
+unsafe fn named(
+    values: *const *mut ffi::PyObject,
+    names: *mut ffi::PyObject,
+) -> Option<(usize, usize)> {
+    // SAFETY: the caller's: `names` is a tuple of strings, and there are as many values.
+    unsafe {
+        let py = Python::assume_attached();
+        let (mut kind, mut owner) = (0, 0);
+        for at in 0..ffi::PyTuple_Size(names) {
+            let name = ffi::PyTuple_GetItem(names, at);
+            let value = *values.add(at as usize);
+            // Names in a call are interned; another string that says the same takes the long way.
+            let place = if name == pyo3::intern!(py, "kind").as_ptr() {
+                if ffi::Py_TYPE(value) != Kind::type_object_raw(py) {
+                    return None;
+                }
+                &mut kind
+            } else if name == pyo3::intern!(py, "owner").as_ptr() && value != ffi::Py_None() {
+                &mut owner
+            } else {
+                return None;
+            };
+            *place = value as usize;
+        }
+        Some((kind, owner))
     }
 }
 

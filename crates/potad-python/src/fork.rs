@@ -15,15 +15,15 @@ use std::cell::RefCell;
 use std::mem::transmute;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
-use potad::Space;
+use crate::state::State;
 
-type Registry = Vec<Weak<Mutex<Space>>>;
+type Registry = Vec<Weak<Mutex<State>>>;
 
 /// Every space there is, and some that are no more.
 static SPACES: Mutex<Registry> = Mutex::new(Vec::new());
 
 /// Makes a new space known.
-pub fn register(space: &Arc<Mutex<Space>>) {
+pub fn register(space: &Arc<Mutex<State>>) {
     let mut registry = registry();
     // Before the list grows, it is rid of those that are no more, and so never more than twice as
     // long as there were spaces at once.
@@ -58,28 +58,28 @@ pub fn install() -> std::io::Result<()> {
 
 /// A space whose lock this thread holds.
 struct Held {
-    /// Borrows from `_space`; dropped before it, as fields are in the order they stand in.
-    _guard: MutexGuard<'static, Space>,
-    _space: Arc<Mutex<Space>>,
+    /// Borrows from `space`; dropped before it, as fields are in the order they stand in.
+    guard: MutexGuard<'static, State>,
+    space: Arc<Mutex<State>>,
 }
 
 impl Held {
     /// Waits for a space's lock; one that is poisoned is held like any other.
-    fn lock(space: Arc<Mutex<Space>>) -> Self {
+    fn lock(space: Arc<Mutex<State>>) -> Self {
         let guard = space.lock().unwrap_or_else(PoisonError::into_inner);
-        // SAFETY: only the lifetime changes. The guard refers to what `_space` keeps alive at an
+        // SAFETY: only the lifetime changes. The guard refers to what `space` keeps alive at an
         // address that does not change, and nothing but its own drop ever uses it.
         let guard =
-            unsafe { transmute::<MutexGuard<'_, Space>, MutexGuard<'static, Space>>(guard) };
-        Held { _guard: guard, _space: space }
+            unsafe { transmute::<MutexGuard<'_, State>, MutexGuard<'static, State>>(guard) };
+        Held { guard, space }
     }
 }
 
 /// What a thread that is about to fork holds. The registry's lock is taken first and let go last,
 /// so that two threads that fork at once do not take the others in different orders.
 struct Hold {
-    _spaces: Vec<Held>,
-    _registry: MutexGuard<'static, Registry>,
+    spaces: Vec<Held>,
+    registry: MutexGuard<'static, Registry>,
 }
 
 thread_local! {
@@ -90,10 +90,18 @@ thread_local! {
 extern "C" fn take() {
     let registry = registry();
     let spaces = registry.iter().filter_map(Weak::upgrade).map(Held::lock).collect();
-    HOLD.set(Some(Hold { _spaces: spaces, _registry: registry }));
+    HOLD.set(Some(Hold { spaces, registry }));
 }
 
 #[cfg(unix)]
 extern "C" fn let_go() {
-    HOLD.take();
+    let Some(Hold { spaces, registry }) = HOLD.take() else { return };
+    let unlock = |Held { guard, space }| {
+        drop(guard);
+        space
+    };
+    let spaces: Vec<_> = spaces.into_iter().map(unlock).collect();
+    drop(registry);
+    // Any of these may be the last reference, and what its owners do then needs locks.
+    drop(spaces);
 }

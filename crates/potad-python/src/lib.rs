@@ -7,6 +7,9 @@
 //! |---|---|
 //! | `convert.rs`, `arrays.rs` | arguments into numbers, before anything is locked |
 //! | `space/` | the class `Space`: which call of the core it is, and its documentation |
+//! | `kind.rs`, `record.rs`, `descriptor.rs` | what is known about an allocation |
+//! | `state.rs` | the objects that the core's numbers of kinds and owners stand for |
+//! | `trash.rs` | dropping references, however long a chain of them |
 //! | `lock.rs`, `fork.rs` | one thread at a time, and what becomes of that in a child process |
 //! | `errors.rs` | the core's errors as exceptions |
 //! | `replay.rs` | the replay engine, for `potad.trace` |
@@ -20,10 +23,14 @@ mod descriptor;
 mod errors;
 mod fast;
 mod fork;
+mod kind;
 mod lock;
 mod nothing;
+mod record;
 mod replay;
 mod space;
+mod state;
+mod trash;
 
 use pyo3::prelude::*;
 
@@ -36,6 +43,9 @@ fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<space::Space>()?;
     module.add_class::<descriptor::Descriptor>()?;
     module.add_class::<descriptor::SpaceIterator>()?;
+    module.add_class::<kind::Kind>()?;
+    module.add_class::<record::RecordBytes>()?;
+    module.add_class::<space::describe::Pinned>()?;
     module.add_class::<nothing::Nothing>()?;
     fast::install(module.py())?;
     replay::register(module)?;

@@ -20,7 +20,7 @@
 
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::{Arc, LockResult, Mutex, MutexGuard, TryLockError};
+use std::sync::{Arc, LockResult, Mutex, MutexGuard, PoisonError, TryLockError, Weak};
 
 use pyo3::prelude::*;
 
@@ -28,10 +28,15 @@ use potad::{Error, Space};
 
 use crate::errors;
 use crate::fork;
+use crate::state::State;
+use crate::trash::drop_all;
 
 /// A space behind a lock, on the heap: Python's objects are aligned to 16 bytes only, the space's
 /// cache lines to 64.
-pub struct Shared(Arc<Mutex<Space>>);
+pub struct Shared(Arc<Mutex<State>>);
+
+/// How often a call waits for a lock without the interpreter before it waits with it.
+const WAITS_MAX: u32 = 8;
 
 /// Why a call did nothing, or stopped half-way. Behind a pointer, so that what a call comes to fits
 /// in two registers: most calls are shorter than a detour of their result through memory.
@@ -45,16 +50,27 @@ type Outcome<T> = Result<T, Box<Failure>>;
 impl Shared {
     /// Shares a space, and tells `fork` that it is there.
     pub fn new(space: Space) -> Self {
-        let space = Arc::new(Mutex::new(space));
-        fork::register(&space);
-        Shared(space)
+        let state = Arc::new(Mutex::new(State::new(space)));
+        fork::register(&state);
+        Shared(state)
+    }
+
+    /// The same lock, for what must not keep the space alive.
+    pub fn weak(&self) -> Weak<Mutex<State>> {
+        Arc::downgrade(&self.0)
     }
 
     /// Does something that takes a few words of memory at most, if that needs no waiting and
-    /// succeeds; otherwise has changed nothing.
+    /// succeeds; otherwise has changed nothing. With the interpreter held.
     #[inline(always)]
-    pub fn at_once<T>(&self, act: impl FnOnce(&mut Space) -> Result<T, Error>) -> Option<T> {
-        apply(Ok(self.0.try_lock().ok()?), act).ok()
+    pub fn at_once<T>(&self, act: impl FnOnce(&mut State) -> Result<T, Error>) -> Option<T> {
+        let mut gone = Vec::new();
+        let outcome = apply(Ok(self.0.try_lock().ok()?), &mut gone, act);
+        if !gone.is_empty() {
+            // Called from Python directly: that the interpreter is held has to be said.
+            Python::attach(|_| drop_all(gone));
+        }
+        outcome.ok()
     }
 
     /// Does something that takes a few words of memory at most.
@@ -62,13 +78,15 @@ impl Shared {
     pub fn brief<T: Send>(
         &self,
         py: Python<'_>,
-        act: impl FnOnce(&mut Space) -> Result<T, Error> + Send,
+        act: impl FnOnce(&mut State) -> Result<T, Error> + Send,
     ) -> PyResult<T> {
+        let mut gone = Vec::new();
         let outcome = match self.0.try_lock() {
-            Ok(space) => apply(Ok(space), act),
-            Err(TryLockError::Poisoned(poisoned)) => apply(Err(poisoned), act),
+            Ok(state) => apply(Ok(state), &mut gone, act),
+            Err(TryLockError::Poisoned(poisoned)) => apply(Err(poisoned), &mut gone, act),
             Err(TryLockError::WouldBlock) => return self.long(py, act),
         };
+        drop_all(gone);
         outcome.map_err(|failure| exception(py, failure))
     }
 
@@ -76,23 +94,72 @@ impl Shared {
     pub fn long<T: Send>(
         &self,
         py: Python<'_>,
-        act: impl FnOnce(&mut Space) -> Result<T, Error> + Send,
+        act: impl FnOnce(&mut State) -> Result<T, Error> + Send,
     ) -> PyResult<T> {
-        let outcome = py.detach(|| apply(self.0.lock(), act));
+        let mut gone = Vec::new();
+        let outcome = py.detach(|| apply(self.0.lock(), &mut gone, act));
+        drop_all(gone);
         outcome.map_err(|failure| exception(py, failure))
+    }
+
+    /// Does something of a few words that needs the interpreter: to take references to objects. No
+    /// Python code may run in it.
+    pub fn attached<T>(
+        &self,
+        py: Python<'_>,
+        act: impl FnOnce(&mut State) -> Result<T, Error>,
+    ) -> PyResult<T> {
+        let (mut gone, mut waits) = (Vec::new(), 0);
+        let outcome = loop {
+            match self.0.try_lock() {
+                Ok(state) => break apply(Ok(state), &mut gone, act),
+                Err(TryLockError::Poisoned(poisoned)) => {
+                    break apply(Err(poisoned), &mut gone, act);
+                }
+                // Waits without the interpreter until the lock was free, and tries again; not for
+                // ever, since whoever has the lock lets it go without the interpreter.
+                Err(TryLockError::WouldBlock) if waits < WAITS_MAX => {
+                    waits += 1;
+                    py.detach(|| drop(self.0.lock()));
+                }
+                Err(TryLockError::WouldBlock) => break apply(self.0.lock(), &mut gone, act),
+            }
+        };
+        drop_all(gone);
+        outcome.map_err(|failure| exception(py, failure))
+    }
+
+    /// For the garbage collector, which looks twice and must see the same both times. It waits with
+    /// the interpreter held: whoever has the lock lets it go without.
+    pub fn visit<T>(&self, act: impl FnOnce(&State) -> T) -> T {
+        act(&self.0.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Drops the references to owners.
+    pub fn clear(&self) {
+        let owners = self.0.lock().unwrap_or_else(PoisonError::into_inner).clear();
+        drop_all(owners);
     }
 }
 
-/// Runs `act` on a locked space, and unlocks it.
+/// Runs `act` on a locked space, and unlocks it. What is put into `gone` is to be dropped then, with
+/// the interpreter held.
 #[inline(always)]
 fn apply<T>(
-    locked: LockResult<MutexGuard<'_, Space>>,
-    act: impl FnOnce(&mut Space) -> Result<T, Error>,
+    locked: LockResult<MutexGuard<'_, State>>,
+    gone: &mut Vec<Py<PyAny>>,
+    act: impl FnOnce(&mut State) -> Result<T, Error>,
 ) -> Outcome<T> {
     match locked {
         // The guard belongs to what may panic, and so poisons the lock.
-        Ok(mut space) => catch_unwind(AssertUnwindSafe(move || act(&mut space).map_err(refused)))
-            .unwrap_or_else(|panic| Err(stopped(panic))),
+        Ok(mut state) => catch_unwind(AssertUnwindSafe(move || {
+            let outcome = act(&mut state).map_err(refused);
+            if state.has_gone() {
+                *gone = state.take_gone();
+            }
+            outcome
+        }))
+        .unwrap_or_else(|panic| Err(stopped(panic))),
         Err(_) => Err(Box::new(Failure::Stopped("an earlier call stopped half-way".into()))),
     }
 }

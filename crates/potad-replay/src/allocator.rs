@@ -18,6 +18,18 @@ pub trait PageAllocator {
     /// where there is none, or where the allocator serves no blocks of the order.
     fn alloc(&mut self, order: u32) -> Option<u32>;
 
+    /// The same for pages that are movable or not, by an allocator that tells the two apart. Neither
+    /// timed nor counted.
+    fn alloc_as(&mut self, order: u32, _movable: bool) -> Option<u32> {
+        self.alloc(order)
+    }
+
+    /// Where allocations that are not movable lie, in address order; `None` where the allocator does
+    /// not know.
+    fn unmovable_extents(&mut self) -> Option<Vec<Extent>> {
+        None
+    }
+
     /// Frees the whole of a live allocation of 2^`order` pages.
     ///
     /// # Panics

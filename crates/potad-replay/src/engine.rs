@@ -253,6 +253,7 @@ impl<C: Contender> Run for Runner<C> {
             steps: trace.steps.len() as u64,
             operations: progress.operations(),
             live_bytes: progress.live_pages * PAGE_BYTES,
+            live_unmovable_bytes: measured.unmovable_pages().map(|pages| pages * PAGE_BYTES),
             peak_bytes: progress.peak_pages * PAGE_BYTES,
             metadata_bytes: measured.allocator().metadata_bytes(),
             nanoseconds_per_operation: nanoseconds(&self.rounds),

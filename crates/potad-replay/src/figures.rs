@@ -103,31 +103,46 @@ pub(crate) fn map_cell_bytes(pages: u64) -> u64 {
     pages.div_ceil(MAP_COLUMNS * MAP_ROWS_MAX).next_power_of_two() * PAGE_BYTES
 }
 
-/// How much of each cell is occupied, 0 to 255. 0 is wholly free and 255 wholly occupied, nothing
-/// else is. The last cell may reach past the memory: its share is of what there is.
-pub(crate) fn occupancy_map(pages: u64, extents: &[Extent]) -> Vec<u8> {
+/// How much of each cell is occupied, 0 to 255, by the extents that are free. 0 is wholly free and 255
+/// wholly occupied, nothing else is.
+pub(crate) fn occupancy_map(pages: u64, free: &[Extent]) -> Vec<u8> {
+    cells(pages, free).map(|(free, size)| share(size - free, size)).collect()
+}
+
+/// How much of each cell some extents cover, in the same way.
+pub(crate) fn coverage_map(pages: u64, extents: &[Extent]) -> Vec<u8> {
+    cells(pages, extents).map(|(covered, size)| share(covered, size)).collect()
+}
+
+/// Pages in some extents.
+pub(crate) fn pages_of(extents: &[Extent]) -> u64 {
+    extents.iter().map(|extent| extent.pages).sum()
+}
+
+fn share(part: u64, size: u64) -> u8 {
+    match part {
+        0 => 0,
+        part if part == size => 255,
+        part => (part * 255 / size).clamp(1, 254) as u8,
+    }
+}
+
+/// Pages of each cell that extents cover, and that it has: the last cell may reach past the memory.
+fn cells(pages: u64, extents: &[Extent]) -> impl Iterator<Item = (u64, u64)> {
     let cell_pages = map_cell_bytes(pages) / PAGE_BYTES;
-    let mut free = vec![0_u64; pages.div_ceil(cell_pages) as usize];
+    let mut covered = vec![0_u64; pages.div_ceil(cell_pages) as usize];
     for extent in extents {
         let mut start = extent.start;
         while start < extent.end() {
             let cell = start / cell_pages;
             let end = extent.end().min((cell + 1) * cell_pages);
-            free[cell as usize] += end - start;
+            covered[cell as usize] += end - start;
             start = end;
         }
     }
-    free.iter()
-        .enumerate()
-        .map(|(cell, &free)| {
-            let size = cell_pages.min(pages - cell as u64 * cell_pages);
-            match size - free {
-                0 => 0,
-                used if used == size => 255,
-                used => (used * 255 / size).clamp(1, 254) as u8,
-            }
-        })
-        .collect()
+    (0..)
+        .zip(covered)
+        .map(move |(cell, covered)| (covered, cell_pages.min(pages - cell * cell_pages)))
 }
 
 #[cfg(test)]
@@ -172,5 +187,7 @@ mod tests {
         assert_eq!(map[..3], [127, 0, 255]);
         assert_eq!(map[10_000], 0);
         assert_eq!(occupancy_map(20_001, &[])[10_000], 255);
+        let map = coverage_map(20_001, &[Extent { start: 1, pages: 3 }]);
+        assert_eq!((map.len(), &map[..3], map[10_000]), (10_001, &[127, 255, 0][..], 0));
     }
 }

@@ -5,8 +5,10 @@
 //! [`figures`](crate::figures).
 
 use crate::allocator::PageAllocator;
-use crate::figures::{BlockCounts, MAP_COLUMNS, map_cell_bytes, occupancy_map};
-use crate::pass::{Pass, Progress, Unwatched};
+use crate::figures::{
+    BlockCounts, MAP_COLUMNS, coverage_map, map_cell_bytes, occupancy_map, pages_of,
+};
+use crate::pass::{Labelling, Pass, Progress};
 use crate::report::{AddressMap, Curves, RunProbes};
 use crate::trace::{PAGE_BYTES, Trace};
 
@@ -86,7 +88,7 @@ impl<A: PageAllocator> Measured<A> {
             if at < trace.peak_step {
                 stop = stop.min(trace.peak_step);
             }
-            self.pass.run(&trace.steps, stop, &Unwatched);
+            self.pass.run(&trace.steps, stop, &Labelling);
             self.look(trace);
         }
     }
@@ -117,6 +119,7 @@ impl<A: PageAllocator> Measured<A> {
         }
         if at == trace.peak_step {
             self.map.at_peak = self.occupancy();
+            self.map.unmovable_at_peak = self.unmovable_map();
         }
         if self.sample < self.samples && at == self.sample_due(trace) {
             self.take_sample(trace);
@@ -124,6 +127,7 @@ impl<A: PageAllocator> Measured<A> {
         }
         if at == trace.steps.len() {
             self.map.at_end = self.occupancy();
+            self.map.unmovable_at_end = self.unmovable_map();
         }
     }
 
@@ -153,6 +157,18 @@ impl<A: PageAllocator> Measured<A> {
     fn occupancy(&mut self) -> Vec<u8> {
         let allocator = &mut self.pass.allocator;
         occupancy_map(allocator.pages(), &allocator.free_extents())
+    }
+
+    /// Nothing where the allocator does not know.
+    fn unmovable_map(&mut self) -> Vec<u8> {
+        let allocator = &mut self.pass.allocator;
+        let extents = allocator.unmovable_extents();
+        extents.map_or(Vec::new(), |extents| coverage_map(allocator.pages(), &extents))
+    }
+
+    /// Live pages that are not movable.
+    pub fn unmovable_pages(&mut self) -> Option<u64> {
+        self.pass.allocator.unmovable_extents().map(|extents| pages_of(&extents))
     }
 }
 

@@ -18,6 +18,12 @@ const FAILED: u32 = u32::MAX;
 pub(crate) trait Watch {
     fn begin(&self);
     fn end(&self);
+
+    /// The allocation itself.
+    #[inline(always)]
+    fn alloc<A: PageAllocator>(&self, allocator: &mut A, order: u32, _type: u32) -> Option<u32> {
+        allocator.alloc(order)
+    }
 }
 
 /// Nothing: for passes that are timed.
@@ -28,6 +34,21 @@ impl Watch for Unwatched {
     fn begin(&self) {}
     #[inline(always)]
     fn end(&self) {}
+}
+
+/// Says of each allocation whether it is movable: for the measured pass, which is not timed.
+pub(crate) struct Labelling;
+
+/// The kernel's `MIGRATE_MOVABLE`.
+const MOVABLE: u32 = 1;
+
+impl Watch for Labelling {
+    fn begin(&self) {}
+    fn end(&self) {}
+
+    fn alloc<A: PageAllocator>(&self, allocator: &mut A, order: u32, kind: u32) -> Option<u32> {
+        allocator.alloc_as(order, kind == MOVABLE)
+    }
 }
 
 impl Watch for CountingProbe {
@@ -86,9 +107,9 @@ impl<A: PageAllocator> Pass<A> {
         let slots = &mut self.slots[..];
         for step in &steps[self.at..end] {
             match step.unpack() {
-                Step::Alloc { slot, order, .. } => {
+                Step::Alloc { slot, order, migratetype } => {
                     watch.begin();
-                    let page = self.allocator.alloc(order);
+                    let page = watch.alloc(&mut self.allocator, order, migratetype);
                     watch.end();
                     progress.allocations += 1;
                     slots[slot as usize] = match page {

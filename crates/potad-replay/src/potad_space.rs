@@ -1,6 +1,6 @@
 //! `potad` itself as an allocator under replay: pages are granules of a [`Space`] at base 0.
 
-use potad::{Error, Fit, NoProbe, Probe, Space};
+use potad::{Described, Error, Fit, Kind, Label, NoProbe, Probe, Space};
 
 use crate::allocator::{PAGES_MAX, PageAllocator};
 use crate::error::{BuildError, CheckError};
@@ -12,6 +12,8 @@ pub(crate) const ALLOCATOR: &str = "potad";
 /// A space of pages.
 pub struct PotadSpace<P: Probe = NoProbe> {
     space: Space<P>,
+    /// Of unmovable and of movable pages; known to the space when it is first told of either.
+    kinds: Option<[Kind; 2]>,
 }
 
 impl<P: Probe> PotadSpace<P> {
@@ -25,7 +27,7 @@ impl<P: Probe> PotadSpace<P> {
             return Err(BuildError::Pages { pages, max: PAGES_MAX });
         }
         match Space::with_probe(0, bytes(pages), PAGE_BYTES, probe) {
-            Ok(space) => Ok(PotadSpace { space }),
+            Ok(space) => Ok(PotadSpace { space, kinds: None }),
             Err(error) => {
                 Err(BuildError::Refused { allocator: ALLOCATOR, reason: error.to_string() })
             }
@@ -49,6 +51,28 @@ impl<P: Probe> PageAllocator for PotadSpace<P> {
             Err(Error::OutOfSpace { .. }) => None,
             Err(error) => panic!("alloc of order {order}: {error}"),
         }
+    }
+
+    fn alloc_as(&mut self, order: u32, movable: bool) -> Option<u32> {
+        let space = &mut self.space;
+        let kinds = *self.kinds.get_or_insert_with(|| {
+            [(); 2].map(|()| space.add_kind(0).expect("a record of no bytes is small enough"))
+        });
+        let label = Label { kind: Some(kinds[usize::from(movable)]), owner: 0 };
+        match space.alloc_described(bytes(1 << order), None, label) {
+            Ok(address) => Some((address / PAGE_BYTES) as u32),
+            Err(Error::OutOfSpace { .. }) => None,
+            Err(error) => panic!("alloc of order {order}: {error}"),
+        }
+    }
+
+    fn unmovable_extents(&mut self) -> Option<Vec<Extent>> {
+        let [unmovable, _] = self.kinds?;
+        let extent = |found: Described| Extent {
+            start: found.start / PAGE_BYTES,
+            pages: (found.size / u128::from(PAGE_BYTES)) as u64,
+        };
+        Some(self.space.of_kind(unmovable).into_iter().map(extent).collect())
     }
 
     #[inline]
@@ -94,7 +118,8 @@ impl<P: Probe> PageAllocator for PotadSpace<P> {
     }
 
     fn metadata_bytes(&self) -> u64 {
-        self.space.metadata_bytes() as u64
+        // Only the measured pass has descriptors: what the others are timed with is the same for all.
+        (self.space.metadata_bytes() - self.space.descriptor_bytes()) as u64
     }
 
     fn check(&self) -> Result<(), CheckError> {

@@ -38,6 +38,8 @@ pub struct Report {
     pub operations: u64,
     /// Live at the end.
     pub live_bytes: u64,
+    /// Of these, not movable; none where the allocator does not tell them apart.
+    pub live_unmovable_bytes: Option<u64>,
     /// The most live at once.
     pub peak_bytes: u64,
     /// Metadata at the end.
@@ -133,4 +135,8 @@ pub struct AddressMap {
     pub at_peak: Vec<u8>,
     /// The cells at the end.
     pub at_end: Vec<u8>,
+    /// How much of each cell is not movable at the peak; empty where the allocator does not know.
+    pub unmovable_at_peak: Vec<u8>,
+    /// The same at the end.
+    pub unmovable_at_end: Vec<u8>,
 }

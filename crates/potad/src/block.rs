@@ -6,9 +6,10 @@
 //! allocations over all addresses.
 //!
 //! *While there is plenty*, that is one free block of at least a sixteenth of the space, use is
-//! gathered at low addresses, so that what lies above drains: a request of whole rows takes the
-//! lowest block that is large enough, though not the plenty itself; for a smaller one the space is
-//! seen as sixteenths, and a lower one is used up, parts of rows first, before a higher one is touched.
+//! gathered at low addresses, so that what lies above drains, and the plenty itself is spared: a
+//! request of whole rows takes the lowest other block that is large enough; for a smaller one the
+//! space is seen as sixteenths, and a part of a row is not taken from a higher one while a lower one
+//! has whole rows.
 //!
 //! *Otherwise* what is left is guarded: no whole row is broken while a part of one will do, and no
 //! block of whole rows while one of a smaller order will; of equals the lowest is taken.
@@ -79,17 +80,20 @@ impl<P: Probe> Tree<P> {
     #[inline]
     pub(crate) fn settle(&mut self) -> bool {
         self.touch_head();
-        self.head.recent != [NOTHING; RECENT] && self.settle_recent()
+        let any = self.head.recent != [NOTHING; RECENT];
+        if any {
+            self.settle_recent();
+        }
+        any
     }
 
     #[inline(never)]
-    fn settle_recent(&mut self) -> bool {
+    fn settle_recent(&mut self) {
         for order in 0..RECENT as u32 {
             if let Some(position) = self.alloc_recent(order) {
                 self.free(position, false).expect("the tree takes it for allocated");
             }
         }
-        true
     }
 
     /// Allocates from a block inside a row, if there is one and the policy would have it taken.
@@ -151,12 +155,7 @@ impl<P: Probe> Tree<P> {
             }
             (node, position)
         };
-        let child = has(section as usize);
-        if child == 64 {
-            // Only in a root that is a section.
-            return None;
-        }
-        let position = position | child << (2 * ROW_ORDERS);
+        let position = position | has(section as usize) << (2 * ROW_ORDERS);
         let position = position | has(level1(section, position)) << ROW_ORDERS;
         if order == 0 {
             self.head.near = Head::row(position);
@@ -375,15 +374,14 @@ impl<P: Probe> Tree<P> {
         if ends != 0 || self.goes_on_after_row(section, position | 63) {
             return self.free_slowly(position);
         }
+        debug_assert!(!self.head.is_recent(position), "what ends with its row is not kept");
         let last = position | 63;
         let length = 64 - at;
-        if !length.is_power_of_two() {
-            self.vacate(position, last);
-        } else if !self.head.is_recent(position) {
+        if length.is_power_of_two() {
             let block = u64::MAX << at;
             self.free_in_row(section, position, length.trailing_zeros(), block, used, head);
         } else {
-            return None;
+            self.vacate(position, last);
         }
         Some(last)
     }

@@ -12,7 +12,7 @@ use crate::head::Head;
 use crate::pool::{LEVEL1, NONE, Node, ROWS, SECTION_LINES, UPPER_LINES};
 use crate::probe::Probe;
 use crate::space::Space;
-use crate::tree::{ABSENT, DETAIL, HAS, HEAD, OCCUPIED, SECTION_LEVEL, State, Tree};
+use crate::tree::{ABSENT, DETAIL, HAS, HEAD, OCCUPIED, SECTION_LEVEL, SECTION_SHIFT, State, Tree};
 
 /// What the granules under one child come to.
 #[derive(Clone, Default)]
@@ -138,7 +138,10 @@ impl<P: Probe> Recount<'_, P> {
             for order in 0..6 * level {
                 let has = tree.has(line, level, order);
                 let stored = tree.pool.get(line, HAS + order as usize);
-                if order >= 2 && stored & !has != 0 {
+                // A flat root's own words for small orders are not used, and zero.
+                let elsewhere = tree.summit.flat && level > SECTION_LEVEL && order < 6;
+                let stale = if elsewhere { stored & detail } else { 0 };
+                if order >= 2 && stored & !has != 0 || stale != 0 {
                     return corrupt(format!("{name}: order {order} in children without detail"));
                 }
                 let expected = (0..64)
@@ -210,6 +213,9 @@ impl<P: Probe> Space<P> {
             if !tree.is_start(position) || tree.last(position) != last {
                 return corrupt(format!("no block of order {order} at granule {position}, kept"));
             }
+            if !self.retired.is_empty() || last % 64 == 63 {
+                return corrupt(format!("a block at granule {position} is kept but must not be"));
+            }
             recent += 1;
             recent_granules += 1 << order;
         }
@@ -225,9 +231,15 @@ impl<P: Probe> Space<P> {
             }
         }
         for (at, &section) in tree.head.sections.iter().enumerate() {
-            if section != NONE && !recount.sections.contains(&section) {
-                return corrupt(format!("section {at}: node {section} is not in the tree"));
+            let found = tree.find_section((at as u64) << SECTION_SHIFT);
+            if at as u64 <= tree.end() >> SECTION_SHIFT && section != found {
+                return corrupt(format!("section {at}: node {section}, recounted {found}"));
             }
+        }
+        let noted = tree.head.sections.iter().filter(|&&section| section != NONE).count();
+        let all_noted = noted == recount.sections.len() && tree.top() <= SECTION_LEVEL + 1;
+        if tree.summit.flat && !all_noted {
+            return corrupt(format!("{noted} sections noted of {}", recount.sections.len()));
         }
         if let Some((position, order)) = tree.next_block(tree.summit.packed(), 0)
             && Head::row(position) < tree.summit.low_large
@@ -248,6 +260,7 @@ impl<P: Probe> Space<P> {
             return corrupt(format!("the limit is row {limit}, recounted {expected}"));
         }
         self.check_absent(&recount.absents)?;
+        self.check_descriptors()?;
         check_pool(tree, &recount)
     }
 

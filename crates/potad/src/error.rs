@@ -47,6 +47,13 @@ pub enum Error {
         /// Start and size of the allocation it lies inside, if it lies in one.
         inside: Option<(u64, u128)>,
     },
+    /// The allocation is pinned, and so is not to be freed or changed.
+    Busy {
+        /// Where it starts.
+        address: u64,
+        /// How often it is pinned.
+        pins: u32,
+    },
     /// An argument makes no sense whatever the space holds.
     Argument {
         /// Its name in the call.
@@ -100,6 +107,10 @@ impl fmt::Display for Error {
                 "address {address:#x} is not the start of an allocation, \
                  but inside the one of {size} at {start:#x}"
             ),
+            Error::Busy { address, pins } => {
+                let times = if *pins == 1 { "once" } else { &format!("{pins} times") };
+                write!(f, "the allocation at {address:#x} is pinned {times}")
+            }
             Error::Argument { name, value, expected } => {
                 write!(f, "{name} must be {expected}, not {value}")
             }

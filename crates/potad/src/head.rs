@@ -14,7 +14,8 @@
 //! written. It counts as free in every figure and for every address asked about, and before anything
 //! is said to be full, or a whole row is broken for a small request, all of them are given back to
 //! the tree. Only blocks that lie where requests are served from anyway are kept, so that use goes
-//! on gathering at low addresses.
+//! on gathering at low addresses; none that end with their row, where an allocation that follows
+//! would have to be told apart from them; and none in a space that has anything retired.
 
 use crate::pool::{NONE, Node};
 use crate::word::{ROW_ORDERS, low_bits};
@@ -43,7 +44,7 @@ const RECENT_ROW_MAX: u32 = (NOTHING >> ROW_ORDERS) - 1;
 
 /// How fast `usual` follows requests down, as a shift. The slower, the more blocks are recent ones,
 /// and the fewer large blocks are left.
-const USUAL_SHIFT: u32 = 3;
+const USUAL_SHIFT: u32 = 2;
 
 #[repr(C, align(64))]
 #[derive(Clone, Copy, Debug)]
@@ -61,8 +62,8 @@ pub(crate) struct Head {
     pub(crate) sections: [Node; SECTIONS],
     /// Parts of rows from this row on are not taken without looking at the whole rows below.
     pub(crate) limit: u32,
-    /// About the highest row that requests are served from. What is freed above is not kept in mind,
-    /// so that use gathers below.
+    /// About the highest row that requests are served from. What is freed above is not kept, so that
+    /// use gathers below. Not moved along when positions are: it finds its way.
     pub(crate) usual: u32,
 }
 
@@ -86,7 +87,8 @@ pub(crate) struct Summit {
     /// Whether all 2^64 granules are one free block of order 64.
     pub(crate) whole: bool,
     /// Whether there are no sections but those the head knows, right below the root or the root
-    /// itself. Then `reach` stands for the root's small `has` words, which are zero.
+    /// itself. Then `reach` stands for the small `has` words of a root above sections, which are
+    /// zero.
     pub(crate) flat: bool,
 }
 

@@ -31,8 +31,8 @@
 //! # Canonical form
 //!
 //! An allocation that covers a child as a whole is stored at that child and not below it. With
-//! that rule the state is a function of the allocations alone: undoing an operation restores every
-//! bit, and a walk towards an allocation's start or end moves in steps of whole children.
+//! that rule the state is a function of the allocations alone, recent blocks (see `head`) among them:
+//! undoing an operation restores every bit, and a walk towards an allocation's start or end moves in steps of whole children.
 use crate::error::Error;
 use crate::head::{Head, SECTIONS, Summit};
 use crate::pool::{LEVEL1, NONE, Node, Pool, ROWS};
@@ -297,7 +297,7 @@ impl<P: Probe> Tree<P> {
     }
 
     #[inline(never)]
-    fn find_section(&self, position: u64) -> Node {
+    pub(crate) fn find_section(&self, position: u64) -> Node {
         let mut node = self.root();
         let mut level = self.top();
         while level > SECTION_LEVEL && node != NONE {

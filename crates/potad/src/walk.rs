@@ -5,7 +5,7 @@
 //! wanted direction, start again at the first position beyond that node. A descent is at most
 //! eleven short steps, so nothing is gained by remembering the way.
 
-use crate::pool::Node;
+use crate::pool::{NONE, Node};
 use crate::probe::Probe;
 use crate::tree::{ABSENT, DETAIL, HEAD, LEVEL_MAX, OCCUPIED, State, Tree};
 use crate::word::{self, ROW_ORDERS, low_bits};
@@ -240,6 +240,28 @@ impl<P: Probe> Tree<P> {
     /// First and last granule of the allocation that `position` lies in, if it lies in one.
     #[inline]
     pub(crate) fn allocation(&self, position: u64) -> Option<(u64, u64)> {
+        // Most often it starts and ends in one row.
+        let section = self.section(position);
+        if section != NONE {
+            let at = (position & 63) as u32;
+            let (used, head) = self.row(section, position);
+            if used >> at & 1 != 0 {
+                let heads = used & head & low_bits(at + 1);
+                let ends = (head | !used) & (u64::MAX << at << 1);
+                if heads != 0 && (ends != 0 || !self.goes_on_after_row(section, position | 63)) {
+                    let row_first = position & !63;
+                    let last = ends.trailing_zeros() - 1;
+                    return Some((row_first | heads.ilog2() as u64, row_first | last as u64));
+                }
+            } else if used | head != 0 {
+                return None;
+            }
+        }
+        self.allocation_anywhere(position)
+    }
+
+    #[inline(never)]
+    fn allocation_anywhere(&self, position: u64) -> Option<(u64, u64)> {
         match self.state(position) {
             State::Used { .. } => Some((self.first(position), self.last(position))),
             _ => None,

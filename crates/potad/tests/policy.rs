@@ -81,7 +81,7 @@ fn choose(model: &mut Model, recent: &mut Recent, order: u32) -> Option<u64> {
         return large();
     }
     let found = found.or_else(large)?;
-    recent.usual = (found / 64).max(recent.usual - (recent.usual >> 3));
+    recent.usual = (found / 64).max(recent.usual - (recent.usual >> 2));
     Some(found)
 }
 

@@ -112,3 +112,65 @@ fn far_up_nothing_is_kept_and_all_is_well() {
     }
     assert_eq!(space.free(u32::MAX as u64).map(drop).map_err(|_| ()), Err(()));
 }
+
+/// Blocks of all orders that are kept, next to each other and as the last allocations.
+#[test]
+fn several_are_kept_and_none_is_seen() {
+    let mut space = Space::new(0, 1 << 20, 1).expect("a space");
+    let first = space.alloc_at(0, 1);
+    let four = space.alloc_at(4, 4).expect("it is free");
+    let two = space.alloc_at(8, 2).expect("it is free");
+    let one = space.alloc_at(10, 1).expect("it is free");
+    // A request served from the first row says that it is among those that are.
+    let served = space.alloc(1).expect("there is room");
+    for at in [four, two, one] {
+        space.free(at).expect("it is allocated");
+    }
+    space.check().expect("the recount agrees");
+    for at in [four, four + 3, two, two + 1, one] {
+        assert_eq!(space.lookup(at), None);
+        assert_eq!(
+            space.free(at).map(drop),
+            Err(Error::NotAllocated { address: at, inside: None })
+        );
+    }
+    let live: Vec<u64> = space.allocations().map(|found| found.start).collect();
+    assert_eq!(live, [first.unwrap(), served]);
+    assert_eq!(space.next_allocation(served + 1), None);
+    // Each is what the next request of its size gets.
+    assert_eq!((space.alloc(2), space.alloc(4), space.alloc(1)), (Ok(two), Ok(four), Ok(one)));
+    space.check().expect("the recount agrees");
+}
+
+/// Not where it ends with its row, and not in a space that has anything retired.
+#[test]
+fn where_none_is_kept() {
+    let mut space = Space::new(0, 1 << 20, 1).expect("a space");
+    let all: Vec<u64> = (0..64).map(|_| space.alloc(1).expect("there is room")).collect();
+    space.free(all[63]).expect("it is allocated");
+    space.free(all[3]).expect("it is allocated");
+    // The lower one, not the one that was freed first.
+    assert_eq!(space.alloc(1), Ok(all[3]));
+    space.retire(500, 1).expect("it is in the space");
+    space.free(all[20]).expect("it is allocated");
+    space.free(all[10]).expect("it is allocated");
+    assert_eq!(space.alloc(1), Ok(all[10]));
+    space.check().expect("the recount agrees");
+}
+
+/// In trees with more sections than the head knows of, and when they come to have them.
+#[test]
+fn in_trees_that_are_not_flat() {
+    let mut space = Space::new(0, 1 << 22, 1).expect("a space");
+    let far = space.alloc_at((5 << 18) + 100, 3).expect("it is free");
+    let blocks: Vec<u64> = (0..100).map(|_| space.alloc(2).expect("there is room")).collect();
+    for &at in &blocks {
+        space.free(at).expect("it is allocated");
+        space.check().expect("the recount agrees");
+    }
+    space.add(1 << 40, 64).expect("it is not in the space yet");
+    space.check().expect("the recount agrees");
+    assert_eq!(space.free(far), Ok(3));
+    assert_eq!((space.used(), space.largest_free()), (0, 1 << 22));
+    space.check().expect("the recount agrees");
+}

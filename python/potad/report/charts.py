@@ -45,6 +45,9 @@ _PLACES = {"potad": 0, "linux-buddy": 1, "first-fit": 2}
 # A map is a picture, which cannot follow CSS variables: tones that stand out on both grounds.
 _MAP_COLOURS = ((47, 127, 193), (214, 102, 30), (32, 152, 116), (140, 105, 190))
 
+UNMOVABLE_COLOUR = (192, 48, 96)
+"""What is not movable in a map, where the allocator tells it apart."""
+
 _WIDTH_INCHES = 9.0
 _LINE_POINTS = 1.3
 
@@ -285,13 +288,21 @@ def free_blocks(results: Sequence[Result], name: str) -> str:
     return _drawn(draw, name, "Free blocks by size at the end", 3.9)
 
 
-def address_map(result: Result, cells: Sequence[int]) -> str:
-    """A picture of the space as a `data:` URL: a pixel a cell, the fuller the stronger."""
+def address_map(result: Result, cells: Sequence[int], unmovable: Sequence[int] = ()) -> str:
+    """A picture of the space as a `data:` URL: a pixel a cell, the fuller the stronger.
+
+    What is not movable, of a cell that is in use, turns its colour into another one.
+    """
     columns = result["map"]["columns"]
     rows = max(1, -(-len(cells) // columns))
     picture = np.zeros((rows * columns, 4), dtype=np.uint8)
     picture[:, :3] = _MAP_COLOURS[place_of(result)]
     picture[: len(cells), 3] = cells
+    if unmovable:
+        used = np.maximum(np.asarray(cells, dtype=float), 1)
+        share = np.minimum(np.asarray(unmovable, dtype=float) / used, 1)[:, None]
+        movable = picture[: len(cells), :3] * (1 - share)
+        picture[: len(cells), :3] = movable + np.asarray(UNMOVABLE_COLOUR) * share
     file = io.BytesIO()
     imsave(file, picture.reshape(rows, columns, 4), format="png", metadata={"Software": "potad"})
     return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode("ascii")

@@ -166,18 +166,27 @@ def _map_meaning(result: Result) -> str:
     )
 
 
+def _unmovable_key(results: Sequence[Result]) -> str:
+    if not any(result["map"]["unmovable_at_end"] for result in results):
+        return ""
+    red, green, blue = charts.UNMOVABLE_COLOUR
+    swatch = f'<span class="swatch" style="background: rgb({red} {green} {blue})"></span>'
+    return f"<p>{swatch}Pages that cannot be moved, where the allocator tells them apart.</p>"
+
+
 def _maps(results: Sequence[Result]) -> str:
     cells = []
     for result in results:
         title = escape(result["title"])
         event = humanise.count(result["map"]["peak_event"])
-        for when, values in (
-            (f"at the peak (event {event})", result["map"]["at_peak"]),
-            ("at the end", result["map"]["at_end"]),
+        cells_of = result["map"]
+        for when, values, unmovable in (
+            (f"at the peak (event {event})", cells_of["at_peak"], cells_of["unmovable_at_peak"]),
+            ("at the end", cells_of["at_end"], cells_of["unmovable_at_end"]),
         ):
             cells.append(
                 f'<div class="map"><p>{_swatch(result)}{title}, {when}</p>'
                 f'<img alt="Address map of {title} {when}"'
-                f' src="{charts.address_map(result, values)}"></div>'
+                f' src="{charts.address_map(result, values, unmovable)}"></div>'
             )
-    return f'<div class="maps">{"".join(cells)}</div>'
+    return f'{_unmovable_key(results)}<div class="maps">{"".join(cells)}</div>'

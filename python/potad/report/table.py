@@ -135,6 +135,11 @@ def sections(report: Report) -> list[Section]:
                     lambda r: size(r["live_bytes"]),
                 ),
                 row(
+                    "… not movable",
+                    "of these, where the allocator tells them apart",
+                    lambda r: _size_if_known(r["live_unmovable_bytes"]),
+                ),
+                row(
                     "Live at the peak",
                     "the most in use at any event",
                     lambda r: size(r["peak_bytes"]),
@@ -210,6 +215,10 @@ def _ratio(result: Result, baseline: Result | None, figure: Callable[[Result], f
     if 0 < ratio < 0.001:
         return "<0.001×"
     return f"{decimals(ratio)}×"
+
+
+def _size_if_known(value: int | None) -> str:
+    return "–" if value is None else size(value)
 
 
 def _failures(result: Result) -> str:

@@ -71,6 +71,9 @@ class AddressMap(TypedDict):
     peak_event: int
     at_peak: list[int]
     at_end: list[int]
+    unmovable_at_peak: list[int]
+    unmovable_at_end: list[int]
+    """How much of each cell is not movable; empty where the allocator does not tell."""
 
 
 class Result(TypedDict):
@@ -89,6 +92,7 @@ class Result(TypedDict):
     steps: int
     operations: int
     live_bytes: int
+    live_unmovable_bytes: int | None
     peak_bytes: int
     metadata_bytes: int
     nanoseconds_per_operation: Spread

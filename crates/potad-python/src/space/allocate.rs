@@ -7,6 +7,8 @@ use pyo3::types::{PyInt, PyList};
 use super::Space;
 use crate::arrays;
 use crate::convert::{self, Given, integer};
+use crate::kind::Kind;
+use crate::state::Named;
 
 #[pymethods]
 impl Space {
@@ -16,6 +18,9 @@ impl Space {
     ///     size: in address units, above 0. There is no largest size but the space's own.
     ///     within: `(low, high)` confines the block to addresses from `low` up to, and not
     ///         including, `high`.
+    ///     kind: what sort of thing it is: a `Kind`, whose record it gets, zero at first.
+    ///     owner: whose it is: any object, held while it has allocations, and told of what happens to
+    ///         them if it has methods for that.
     ///
     /// Returns: the block's first address, a multiple of its rounded size.
     ///
@@ -40,19 +45,20 @@ impl Space {
     ///
     /// Of several free blocks that would do, one is taken that spares the large ones: while there
     /// is plenty the lowest, later the one that fits most tightly. Which it is, is not promised.
-    #[pyo3(signature = (size, *, within = None))]
+    #[pyo3(signature = (size, *, within = None, kind = None, owner = None))]
     fn alloc(
         &self,
         py: Python<'_>,
         size: &Bound<'_, PyAny>,
         within: Option<&Bound<'_, PyAny>>,
+        kind: Option<&Bound<'_, Kind>>,
+        owner: Option<&Bound<'_, PyAny>>,
     ) -> PyResult<u64> {
         let size = convert::size("size", size)?;
-        if within.is_none() {
-            return self.shared.brief(py, |space| space.alloc(size));
-        }
         let within = convert::window(within)?;
-        self.shared.brief(py, |space| space.alloc_within(size, within))
+        let named = Named::new(kind, owner);
+        let alloc = move |space: &mut potad::Space| space.alloc_within(size, within);
+        self.shared.brief(py, |state| state.allocate(named, alloc, one))
     }
 
     /// Allocates exactly `size` of contiguous space, rounded up to granules, wherever it fits.
@@ -70,6 +76,8 @@ impl Space {
     ///         counted up to the size rounded up to a power of two, and the lowest among equals:
     ///         for 8 MiB one free block of 8 MiB if there is one, else two adjacent ones of 4 MiB,
     ///         and so on. "first" takes the lowest.
+    ///     kind: as for `alloc`.
+    ///     owner: as for `alloc`.
     ///
     /// Returns: the run's first address.
     ///
@@ -92,9 +100,13 @@ impl Space {
     /// >>> space.alloc_run(4096, align=3 * 4096) // 4096
     /// 0
     #[pyo3(
-        signature = (size, *, align = None, within = None, fit = Given::DEFAULT),
-        text_signature = "($self, size, *, align=None, within=None, fit='aligned')"
+        signature = (
+            size, *, align = None, within = None, fit = Given::DEFAULT, kind = None, owner = None
+        ),
+        text_signature =
+            "($self, size, *, align=None, within=None, fit='aligned', kind=None, owner=None)"
     )]
+    #[expect(clippy::too_many_arguments, reason = "as many as the method has in Python")]
     fn alloc_run(
         &self,
         py: Python<'_>,
@@ -102,13 +114,18 @@ impl Space {
         align: Option<&Bound<'_, PyAny>>,
         within: Option<&Bound<'_, PyAny>>,
         fit: Given<'_>,
+        kind: Option<&Bound<'_, Kind>>,
+        owner: Option<&Bound<'_, PyAny>>,
     ) -> PyResult<u64> {
         let size = convert::size("size", size)?;
         let align = align.map(|align| convert::size("align", align)).transpose()?;
         let within = convert::window(within)?;
         let fit = fit.fit()?;
         // Every run starts at a multiple of the granule, so 1 asks for no more.
-        self.shared.long(py, |space| space.alloc_run(size, align.unwrap_or(1), within, fit))
+        let alloc =
+            move |space: &mut potad::Space| space.alloc_run(size, align.unwrap_or(1), within, fit);
+        let named = Named::new(kind, owner);
+        self.shared.long(py, |state| state.allocate(named, alloc, one))
     }
 
     /// Allocates exactly the range of `size` from `address` on.
@@ -116,6 +133,8 @@ impl Space {
     /// Arguments:
     ///     address: the first address, a multiple of the granule.
     ///     size: in address units, a multiple of the granule, above 0.
+    ///     kind: as for `alloc`.
+    ///     owner: as for `alloc`.
     ///
     /// Returns: `address`.
     ///
@@ -130,16 +149,20 @@ impl Space {
     /// >>> space = potad.Space(1 << 20)
     /// >>> space.alloc_at(40960, 12288)
     /// 40960
-    #[pyo3(signature = (address, size))]
+    #[pyo3(signature = (address, size, *, kind = None, owner = None))]
     fn alloc_at(
         &self,
         py: Python<'_>,
         address: &Bound<'_, PyAny>,
         size: &Bound<'_, PyAny>,
+        kind: Option<&Bound<'_, Kind>>,
+        owner: Option<&Bound<'_, PyAny>>,
     ) -> PyResult<u64> {
         let address = convert::address("address", address)?;
         let size = convert::size("size", size)?;
-        self.shared.brief(py, |space| space.alloc_at(address, size))
+        let named = Named::new(kind, owner);
+        let alloc = move |space: &mut potad::Space| space.alloc_at(address, size);
+        self.shared.brief(py, |state| state.allocate(named, alloc, one))
     }
 
     /// Allocates `size` in as few blocks as the free space allows: all of it or nothing.
@@ -150,6 +173,8 @@ impl Space {
     ///         granule.
     ///     within: `(low, high)` confines all blocks to addresses from `low` up to, and not
     ///         including, `high`.
+    ///     kind: of each block, as for `alloc`.
+    ///     owner: of each block, as for `alloc`.
     ///
     /// Returns: start and size of each block, largest first. Each is an allocation of its own.
     ///
@@ -164,21 +189,28 @@ impl Space {
     /// >>> space = potad.Space(1 << 20)
     /// >>> [size // 4096 for start, size in space.alloc_scattered(7 * 4096)]
     /// [4, 2, 1]
-    #[pyo3(signature = (size, *, min_block = None, within = None))]
+    #[pyo3(signature = (size, *, min_block = None, within = None, kind = None, owner = None))]
     fn alloc_scattered<'py>(
         &self,
         py: Python<'py>,
         size: &Bound<'py, PyAny>,
         min_block: Option<&Bound<'py, PyAny>>,
         within: Option<&Bound<'py, PyAny>>,
+        kind: Option<&Bound<'py, Kind>>,
+        owner: Option<&Bound<'py, PyAny>>,
     ) -> PyResult<Bound<'py, PyList>> {
         let size = convert::size("size", size)?;
         let min_block = min_block.map(|size| convert::size("min_block", size)).transpose()?;
         let within = convert::window(within)?;
-        let blocks = self.shared.long(py, |space| {
+        let named = Named::new(kind, owner);
+        let alloc = move |space: &mut potad::Space| {
             let min_block = min_block.unwrap_or(space.granule() as u128);
             space.alloc_scattered(size, min_block, within)
-        })?;
+        };
+        let starts = |blocks: &Vec<(u64, u128)>| {
+            blocks.iter().map(|block| block.0).collect::<Vec<_>>().into_iter()
+        };
+        let blocks = self.shared.long(py, |state| state.allocate(named, alloc, starts))?;
         ranges(py, blocks)
     }
 
@@ -216,6 +248,11 @@ impl Space {
         let blocks = self.shared.long(py, |space| space.alloc_many(size, count))?;
         Ok(arrays::array(py, blocks))
     }
+}
+
+/// Where a single allocation starts.
+fn one(start: &u64) -> std::option::IntoIter<u64> {
+    Some(*start).into_iter()
 }
 
 /// A list of pairs of start and size.

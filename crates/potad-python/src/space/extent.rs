@@ -118,7 +118,10 @@ impl Space {
     ) -> PyResult<()> {
         let start = convert::address("start", start)?;
         let size = size.map(|size| convert::size("size", size)).transpose()?;
-        self.shared.long(py, |space| space.retire(start, size.unwrap_or(space.granule().into())))
+        self.shared.long(py, |space| {
+            let size = size.unwrap_or(space.granule().into());
+            space.retire(start, size)
+        })
     }
 
     /// Puts retired granules back into service; others in the range stay as they are.
@@ -140,7 +143,10 @@ impl Space {
     ) -> PyResult<()> {
         let start = convert::address("start", start)?;
         let size = size.map(|size| convert::size("size", size)).transpose()?;
-        self.shared.long(py, |space| space.restore(start, size.unwrap_or(space.granule().into())))
+        self.shared.long(py, |space| {
+            let size = size.unwrap_or(space.granule().into());
+            space.restore(start, size)
+        })
     }
 
     /// The granules that are out of service, or will be when they are freed.

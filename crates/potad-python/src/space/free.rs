@@ -15,6 +15,7 @@ impl Space {
     /// Raises:
     ///     NotAllocated: no allocation starts there; where one lies around it, the message says
     ///         which.
+    ///     Busy: the allocation is pinned; `pins` says how often.
     ///     ValueError, TypeError, OverflowError: `address` is not an integer from 0 to 2**64 - 1.
     ///
     /// Takes a few words of memory at each of the tree's levels that change, most often one or
@@ -36,7 +37,7 @@ impl Space {
     /// Frees the granules of a range wherever they lie: parts of allocations, or many of them.
     ///
     /// What is left of an allocation on either side stays one; an allocation that loses its middle
-    /// becomes two.
+    /// becomes two, which both have the kind, the owner and a copy of the record.
     ///
     /// Arguments:
     ///     start: the first address, a multiple of the granule.
@@ -45,6 +46,7 @@ impl Space {
     /// Raises:
     ///     NotAllocated: not every granule is allocated; `address` is the first that is not, and
     ///         nothing is freed.
+    ///     Busy: an allocation that the range touches is pinned, and nothing is freed.
     ///     ValueError, TypeError, OverflowError: an argument is not as above.
     ///     MemoryError: there is no memory for metadata about what is left.
     ///
@@ -77,6 +79,7 @@ impl Space {
     /// Raises:
     ///     NotAllocated: `address` is the first that is not the start of an allocation, or that
     ///         stands in the list a second time.
+    ///     Busy: an allocation is pinned; `address` is the first such.
     ///     ValueError, TypeError, OverflowError: `addresses` is not as above.
     ///     MemoryError: there is no memory for a copy of the list.
     ///
@@ -94,7 +97,8 @@ impl Space {
         self.shared.long(py, |space| space.free_many(&addresses))
     }
 
-    /// Cuts an allocation in two, which are then freed each for itself.
+    /// Cuts an allocation in two, which are then freed each for itself. Both have the kind, the owner and
+    /// a copy of the record.
     ///
     /// Arguments:
     ///     address: where the allocation starts.
@@ -103,6 +107,7 @@ impl Space {
     ///
     /// Raises:
     ///     NotAllocated: no allocation starts at `address`.
+    ///     Busy: the allocation is pinned.
     ///     ValueError, TypeError, OverflowError: an argument is not as above.
     ///     MemoryError: there is no memory for metadata.
     ///

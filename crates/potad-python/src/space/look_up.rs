@@ -35,8 +35,12 @@ impl Space {
     #[pyo3(signature = (address))]
     fn lookup(&self, py: Python<'_>, address: &Bound<'_, PyAny>) -> PyResult<Option<Descriptor>> {
         let address = convert::address("address", address)?;
-        let found = self.shared.brief(py, |space| Ok(space.lookup(address)))?;
-        Ok(found.map(Descriptor::from))
+        self.shared.attached(py, |state| {
+            let found = state.lookup(address);
+            let found = found
+                .map(|found| Descriptor::new(py, &self.shared, state, found.start, found.size));
+            found.transpose()
+        })
     }
 
     /// The allocations that many addresses lie in.

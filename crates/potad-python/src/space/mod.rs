@@ -1,10 +1,11 @@
 //! The class `Space`: what it is made of, its figures, and what Python's own operators do on it.
 //!
-//! Each file of this folder has one group of methods: `allocate`, `free`, `look_up`, and `extent`
-//! for what belongs to a space at all. A method converts its arguments, makes one call of the core
+//! Each file of this folder has one group of methods: `allocate`, `free`, `look_up`, `describe` for
+//! what allocations are and whose, and `extent` for what belongs to a space at all. A method converts its arguments, makes one call of the core
 //! under the lock, and converts what comes back.
 
 mod allocate;
+pub mod describe;
 mod extent;
 mod free;
 mod look_up;
@@ -12,6 +13,7 @@ mod look_up;
 use pyo3::exceptions::PyTypeError;
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyInt};
+use pyo3::{PyTraverseError, PyVisit};
 
 use crate::convert::{self, Given, integer};
 use crate::descriptor::SpaceIterator;
@@ -217,6 +219,14 @@ impl Space {
                 space.len()
             ))
         })
+    }
+
+    fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
+        self.shared.visit(|state| state.traverse(&visit))
+    }
+
+    fn __clear__(&self) {
+        self.shared.clear();
     }
 
     fn __reduce__(&self) -> PyResult<()> {

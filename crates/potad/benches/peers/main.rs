@@ -1,8 +1,8 @@
 //! The allocator beside its peers, in one process, rounds interleaved.
 //!
 //! `cargo bench -p potad --bench peers [-- ROW ...]` runs all rows, or those named: `churn`,
-//! `drain`, `hot`, `large`, `tail`, `blocks`, `failures`, `growth`, `runs`, `many`, and before them
-//! `making`. Each row
+//! `drain`, `hot`, `large`, `tail`, `blocks`, `failures`, `growth`, `runs`, `many`, `lookup`,
+//! `described`, and before them `making`. Each row
 //! first verifies that the allocators hand out what they say: no two blocks overlap, and the
 //! space's recount agrees.
 //!
@@ -12,10 +12,12 @@ mod peer;
 mod table;
 mod workload;
 
+use std::collections::BTreeMap;
 use std::time::Instant;
 
 use peer::{Frames, Linux, Offset, Peer, Potad};
-use potad::{Fit, Space};
+use potad::{Fit, Label, Space};
+use rangemap::RangeMap;
 use table::{Bar, Rounds, figure, ratio};
 use workload::{Churn, Random, random_drain};
 
@@ -342,8 +344,115 @@ fn many() {
     }
 }
 
+/// From an address anywhere inside an allocation to the allocation.
+fn lookup() {
+    println!("\nlookup of a random live address, 2^20 granules, the churn at 75 %, ns");
+    let churn = churned::<Potad>(GRANULES, 75, 7);
+    let space = &churn.peer.0;
+    let mut tree = BTreeMap::new();
+    let mut ranges = RangeMap::new();
+    for found in space.allocations() {
+        let (first, end) = ((found.start >> 12) as u32, (found.start + found.size as u64) >> 12);
+        tree.insert(first, end as u32);
+        // Neighbours with the same value would be one range.
+        ranges.insert(first..end as u32, first);
+    }
+    let mut random = Random::new(5);
+    let asked: Vec<u32> = (0..1 << 20)
+        .map(|_| {
+            let (start, order) = churn.live[random.below(churn.live.len())];
+            start + random.below(1 << order) as u32
+        })
+        .collect();
+    let by_tree = |at: u32| tree.range(..=at).next_back().map(|(&first, _)| first);
+    for &at in &asked {
+        let found = space.lookup((at as u64) << 12).map(|found| (found.start >> 12) as u32);
+        assert_eq!((found, by_tree(at)), (ranges.get(&at).copied(), found));
+    }
+    let mut times = [const { Vec::new() }; 3];
+    let time = |of: &dyn Fn() -> u64| {
+        let before = Instant::now();
+        std::hint::black_box(of());
+        before.elapsed().as_secs_f64() * 1e9 / asked.len() as f64
+    };
+    for _ in 0..9 {
+        let start = |at: u32| space.lookup((at as u64) << 12).map_or(0, |found| found.start);
+        times[0].push(time(&|| asked.iter().map(|&at| start(at)).sum()));
+        times[1].push(time(&|| asked.iter().map(|&at| by_tree(at).unwrap_or(0) as u64).sum()));
+        let first = |at: u32| *ranges.get(&at).unwrap_or(&0) as u64;
+        times[2].push(time(&|| asked.iter().map(|&at| first(at)).sum()));
+    }
+    let [ours, by_tree, by_ranges] = times.map(Rounds);
+    figure("potad", &ours, "ns");
+    figure("BTreeMap range", &by_tree, "ns");
+    figure("rangemap", &by_ranges, "ns");
+    ratio("lookup", &ours, "BTreeMap range", &by_tree, Bar::AtMost(0.5));
+    ratio("lookup", &ours, "rangemap", &by_ranges, Bar::AtMost(0.5));
+}
+
+/// Allocating and freeing at once, with a record of 360 bytes and without.
+fn described() {
+    println!("\nalloc and free, mixed sizes, half full, with a kind of 360 bytes, ns for the two");
+    let mut churn = churned::<Potad>(GRANULES, 50, 7);
+    let mut random = Random::new(9);
+    let orders: Vec<u32> = (0..1 << 18).map(|_| random.order().min(7)).collect();
+    let space = &mut churn.peer.0;
+    let kind = space.add_kind(360).expect("a kind");
+    // Some that stay, so that the tables are not empty.
+    for _ in 0..10_000 {
+        let at = space.alloc(4096).expect("there is room");
+        space.describe(at, Label { kind: Some(kind), owner: 1 }).expect("it has none");
+    }
+    let mut times = [const { Vec::new() }; 2];
+    let before = space.used();
+    for _ in 0..9 {
+        for (with, times) in [false, true].into_iter().zip(&mut times) {
+            let started = Instant::now();
+            let label = Label { kind: Some(kind), owner: 0 };
+            for &order in &orders {
+                let at = if with {
+                    space.alloc_described(4096 << order, None, label)
+                } else {
+                    space.alloc(4096 << order)
+                };
+                let at = at.expect("there is room");
+                space.free(at).expect("it is allocated");
+            }
+            times.push(started.elapsed().as_secs_f64() * 1e9 / orders.len() as f64);
+        }
+    }
+    assert_eq!(space.used(), before);
+    space.check().expect("the recount agrees");
+    let [without, with] = times.map(Rounds);
+    figure("without a kind", &without, "ns");
+    figure("with one", &with, "ns");
+    ratio("with a kind", &with, "without", &without, Bar::AtMost(1.6));
+
+    println!("bytes kept for an allocation with a record of 360 bytes, and an owner");
+    for count in [100_000usize, 230_000, 458_000] {
+        let mut space = Space::new(0, 1 << 32, 4096).expect("a space");
+        let kind = space.add_kind(360).expect("a kind");
+        let all = space.alloc_many(4096, count).expect("there is room");
+        let (metadata, before) = (space.metadata_bytes(), resident());
+        for at in all {
+            let label = Label { kind: Some(kind), owner: 1 };
+            space.describe(at, label).expect("it has none");
+            let record = space.look(at).expect("it has a kind");
+            // SAFETY: the record's own bytes, which nothing else touches: made resident.
+            unsafe { record.as_ptr().write_bytes(1, record.len()) };
+            space.look_away(record);
+        }
+        let each = |bytes: f64| bytes / count as f64;
+        println!(
+            "  of {count}: {:.1} by metadata_bytes(), resident {:.1}, bar 384",
+            each((space.metadata_bytes() - metadata) as f64),
+            each((resident() - before) as f64)
+        );
+    }
+}
+
 fn main() {
-    let rows: [(&str, fn()); 11] = [
+    let rows: [(&str, fn()); 13] = [
         // First: what later rows have used and given back would hide what becomes resident.
         ("making", making),
         ("churn", churn),
@@ -356,6 +465,8 @@ fn main() {
         ("growth", growth),
         ("runs", runs),
         ("many", many),
+        ("lookup", lookup),
+        ("described", described),
     ];
     let asked: Vec<String> =
         std::env::args().skip(1).filter(|arg| !arg.starts_with("--")).collect();

@@ -19,10 +19,10 @@ impl<P: Probe> Space<P> {
         Ok(64 - ((size - 1) as u64 >> self.shift).leading_zeros())
     }
 
-    /// A block of at least `size`, rounded up to a power of two and aligned to its own size: the
-    /// smallest free block that holds it, at the lowest address.
+    /// A block of at least `size`, rounded up to a power of two and aligned to its own size.
     ///
-    /// A handful of words, whatever the sizes.
+    /// A handful of words, whatever the sizes. Which of several free blocks it is, is not promised;
+    /// one that spares the large ones.
     #[inline(always)]
     pub fn alloc(&mut self, size: u128) -> Result<u64, Error> {
         let order = self.order("size", size)?;

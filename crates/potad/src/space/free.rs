@@ -11,19 +11,33 @@ impl<P: Probe> Space<P> {
     /// Frees the allocation that starts at `address`; its size.
     #[inline]
     pub fn free(&mut self, address: u64) -> Result<u128, Error> {
+        if self.descriptors.is_some() || !self.retired.is_empty() {
+            return self.free_known(address);
+        }
+        match self.position(address).and_then(|first| Some((first, self.tree.free(first, true)?))) {
+            Some((first, last)) => Ok(self.units((last - first) as u128 + 1)),
+            None => Err(self.not_start(address)),
+        }
+    }
+
+    /// The same in a space that has descriptors, or anything retired.
+    #[inline(never)]
+    fn free_known(&mut self, address: u64) -> Result<u128, Error> {
+        self.must_not_be_pinned(address)?;
         if let Some(position) = self.position(address)
             && let Some(last) = self.tree.free(position, self.retired.is_empty())
         {
             if !self.retired.is_empty() {
                 self.withdraw(position, last);
             }
+            self.undescribe(position);
             return Ok(self.units((last - position) as u128 + 1));
         }
         Err(self.not_start(address))
     }
 
     #[cold]
-    fn not_start(&self, address: u64) -> Error {
+    pub(super) fn not_start(&self, address: u64) -> Error {
         let inside = self.lookup(address).map(|found| (found.start, found.size));
         Error::NotAllocated { address, inside }
     }
@@ -32,9 +46,14 @@ impl<P: Probe> Space<P> {
     /// allocation's start.
     ///
     /// A batch in random order is sorted first, so that what lies together in the metadata is
-    /// freed together: each cache line is waited for once, and a row is told of once.
+    /// freed together: each cache line is waited for once, and a row is told of once. Recent blocks go
+    /// back to the tree first, also where nothing is freed in the end.
     pub fn free_many(&mut self, addresses: &[u64]) -> Result<(), Error> {
         self.tree.settle();
+        let pinned = self.descriptors.as_ref().is_some_and(|descriptors| descriptors.has_pins());
+        if pinned {
+            addresses.iter().try_for_each(|&address| self.must_not_be_pinned(address))?;
+        }
         let mut freed = Vec::new();
         let done = if addresses.is_sorted() {
             self.free_ascending(addresses, &mut freed)
@@ -47,23 +66,40 @@ impl<P: Probe> Space<P> {
             sorted.sort_unstable();
             self.free_ascending(&sorted, &mut freed)
         };
-        if done != Ok(true) {
+        let refused = match done {
+            Ok(true) => None,
+            Ok(false) => {
+                self.undo(&mut freed);
+                self.first_wrong(addresses, &mut freed)
+            }
+            Err(error) => Some(error),
+        };
+        if let Some(error) = refused {
             self.undo(&mut freed);
-            // One by one, which says which is the first that is not a start.
-            let one_by_one = addresses
-                .iter()
-                .map(|&address| (address, self.free_ascending(&[address], &mut freed)));
-            let wrong = one_by_one.into_iter().find(|(_, done)| *done != Ok(true));
-            self.undo(&mut freed);
-            let (address, done) = wrong.expect("the batch could not be freed");
-            return Err(done.err().unwrap_or_else(|| self.not_start(address)));
+            return Err(match error {
+                Error::NotAllocated { address, .. } => self.not_start(address),
+                other => other,
+            });
         }
-        if !self.retired.is_empty() {
+        if self.descriptors.is_some() || !self.retired.is_empty() {
             for (first, last) in freed.iter().flat_map(Freed::allocations) {
                 self.withdraw(first, last);
+                self.undescribe(first);
             }
         }
         Ok(())
+    }
+
+    /// Frees addresses one by one until one is not a start, and says which.
+    fn first_wrong(&mut self, addresses: &[u64], freed: &mut Vec<Freed>) -> Option<Error> {
+        for &address in addresses {
+            match self.free_ascending(&[address], freed) {
+                Ok(true) => {}
+                Ok(false) => return Some(Error::NotAllocated { address, inside: None }),
+                Err(error) => return Some(error),
+            }
+        }
+        None
     }
 
     /// Frees addresses that ascend, adding what was freed to `freed`; false where it came upon one
@@ -86,7 +122,8 @@ impl<P: Probe> Space<P> {
                 count += 1;
             }
             if freed.try_reserve(count).is_err() {
-                return Err(Error::Metadata { bytes: count * size_of::<Freed>() });
+                let bytes = (freed.len() + count) * size_of::<Freed>();
+                return Err(Error::Metadata { bytes });
             }
             if let Some(row) = self.tree.free_together(first & !low_bits(ROW_ORDERS), heads) {
                 freed.push(row);
@@ -102,7 +139,7 @@ impl<P: Probe> Space<P> {
         Ok(true)
     }
 
-    /// Allocates again what was freed: the same state as before.
+    /// Allocates again what was freed: the same allocations as before.
     fn undo(&mut self, freed: &mut Vec<Freed>) {
         for (first, last) in freed.drain(..).flat_map(|row| row.allocations()) {
             self.tree.occupy(first, last);
@@ -115,16 +152,17 @@ impl<P: Probe> Space<P> {
     /// What is left of an allocation that loses its middle is two allocations.
     pub fn free_range(&mut self, start: u64, size: u128) -> Result<(), Error> {
         let range = self.range("start", start, size)?;
-        self.tree.settle();
         let not_allocated = |address| Err(Error::NotAllocated { address, inside: None });
         let Some(first) = self.position(start) else { return not_allocated(start) };
         let last = first as u128 + (range.end - range.start) - 1;
         let mut at = first;
         loop {
-            if !matches!(self.tree.state(at), State::Used { .. }) {
-                return not_allocated(self.address(at));
+            let found = self.tree.allocation(at);
+            let found = found.filter(|&(first, _)| !self.tree.head.is_recent(first));
+            let Some((start, used)) = found else { return not_allocated(self.address(at)) };
+            if self.descriptors.is_some() {
+                self.must_not_be_pinned(self.address(start))?;
             }
-            let used = self.tree.last(at);
             if used as u128 >= last {
                 break;
             }
@@ -135,10 +173,17 @@ impl<P: Probe> Space<P> {
         }
         let last = last as u64;
         self.tree.ensure_detail(2)?;
+        // What is left behind the range keeps the descriptor; of what is left before it, it is
+        // already.
+        let goes_on =
+            last < self.last && self.tree.state(last + 1) == (State::Used { head: false });
+        if goes_on {
+            self.describe_alike(self.tree.first(last), last + 1)?;
+        }
         if !self.tree.is_start(first) {
             self.tree.split(first);
         }
-        if last < self.last && self.tree.state(last + 1) == (State::Used { head: false }) {
+        if goes_on {
             self.tree.split(last + 1);
         }
         let mut at = first;
@@ -147,6 +192,7 @@ impl<P: Probe> Space<P> {
             if !self.retired.is_empty() {
                 self.withdraw(at, freed);
             }
+            self.undescribe(at);
             if freed == last {
                 return Ok(());
             }
@@ -167,10 +213,12 @@ impl<P: Probe> Space<P> {
             );
             return Err(Error::argument("size", size, expected));
         }
+        self.must_not_be_pinned(address)?;
         self.tree.ensure_detail(1)?;
-        self.tree.settle();
         let (first, _) = self.positions(&self.granules(address, size));
-        self.tree.split(first + (size >> self.shift) as u64);
+        let second = first + (size >> self.shift) as u64;
+        self.describe_alike(first, second)?;
+        self.tree.split(second);
         Ok(())
     }
 }

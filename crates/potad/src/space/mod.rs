@@ -3,15 +3,19 @@
 //! This is the layer that speaks in address units and knows which addresses exist. It checks
 //! arguments, turns addresses into positions of the [`Tree`], and sees to it that a call does all
 //! it says or changes nothing: whatever can fail is asked first, and where that cannot be known
-//! beforehand, what was done is undone, which restores every bit since the tree's state is a
-//! function of the allocations alone.
+//! beforehand, what was done is undone, which brings the same allocations back; only recent blocks
+//! (see `head`) may have become like any other free space.
 
 mod alloc;
+mod describe;
 mod free;
 mod spans;
 
 use std::ops::Range;
 
+pub use describe::Described;
+
+use crate::descriptor::Descriptors;
 use crate::error::Error;
 use crate::probe::{NoProbe, Probe};
 use crate::ranges::Ranges;
@@ -62,6 +66,8 @@ pub struct Space<P: Probe = NoProbe> {
     pub(crate) total: u128,
     /// Granules in spans that are retired and not in an allocation.
     pub(crate) absent: u128,
+    /// Kinds, owners, records and pins; none until the space is told of the first.
+    descriptors: Option<Box<Descriptors>>,
 }
 
 const ADDRESS_END: u128 = 1 << 64;
@@ -99,6 +105,7 @@ impl<P: Probe> Space<P> {
             retired: Ranges::default(),
             total: 0,
             absent: 0,
+            descriptors: None,
         };
         if !span.is_empty() {
             space.admit(span)?;
@@ -317,7 +324,12 @@ impl<P: Probe> Space<P> {
 
     /// Bytes of metadata the space keeps.
     pub fn metadata_bytes(&self) -> usize {
-        size_of::<Self>() + self.tree.pool.bytes()
+        size_of::<Self>() + self.tree.pool.bytes() + self.descriptor_bytes()
+    }
+
+    /// Bytes of these that descriptors take.
+    pub fn descriptor_bytes(&self) -> usize {
+        self.descriptors.as_ref().map_or(0, |described| described.bytes())
     }
 
     /// The spans, ascending: start and size.

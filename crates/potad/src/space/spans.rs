@@ -14,7 +14,6 @@ impl<P: Probe> Space<P> {
     /// What of it was retired before it was removed stays out of service.
     pub fn add(&mut self, start: u64, size: u128) -> Result<(), Error> {
         let range = self.range("start", start, size)?;
-        self.tree.settle();
         if let Some(taken) = self.spans.overlap(range.clone()).next() {
             let (at, size) = self.range_of(taken);
             return Err(Error::Argument {
@@ -23,6 +22,8 @@ impl<P: Probe> Space<P> {
                 expected: format!("that of a span not in the space yet ({size} at {at:#x} is)"),
             });
         }
+        // Positions may change, which recent blocks are kept by.
+        self.tree.settle();
         self.cover(&range)?;
         self.admit(range)
     }
@@ -74,7 +75,6 @@ impl<P: Probe> Space<P> {
     /// Takes away the span of `size` from `start` on, none of which may be allocated.
     pub fn remove(&mut self, start: u64, size: u128) -> Result<(), Error> {
         let range = self.range("start", start, size)?;
-        self.tree.settle();
         if !self.spans.covers(range.clone()) {
             return Err(Error::Argument {
                 name: "start",
@@ -82,6 +82,7 @@ impl<P: Probe> Space<P> {
                 expected: format!("that of a span of {size} in the space"),
             });
         }
+        self.tree.settle();
         let (first, last) = self.positions(&range);
         if let Some(used) = self.tree.next_used(first).filter(|&used| used <= last) {
             return Err(self.occupied(size, format!("{:#x} is allocated", self.address(used))));
@@ -108,8 +109,8 @@ impl<P: Probe> Space<P> {
     /// Takes granules out of service: at once where free, when freed where in use.
     pub fn retire(&mut self, start: u64, size: u128) -> Result<(), Error> {
         let range = self.range("start", start, size)?;
-        self.tree.settle();
         self.must_be_present(start, &range)?;
+        self.tree.settle();
         // A retired range in use needs detail at both ends when it is freed, and must not fail then.
         let pledged = self.tree.pledged;
         self.tree.pledged += 2;
@@ -131,8 +132,8 @@ impl<P: Probe> Space<P> {
     /// Puts retired granules back into service; others of the range stay as they are.
     pub fn restore(&mut self, start: u64, size: u128) -> Result<(), Error> {
         let range = self.range("start", start, size)?;
-        self.tree.settle();
         self.must_be_present(start, &range)?;
+        self.tree.settle();
         // What is left of a range that loses its middle is two.
         let pledged = self.tree.pledged;
         self.tree.pledged += 2;

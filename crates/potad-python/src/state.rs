@@ -1,0 +1,254 @@
+//! What a space's lock protects: the core's space, and the Python objects its numbers stand for.
+//!
+//! The core knows kinds and owners by numbers. Here each number has its object: a kind for as long as
+//! there is the space, an owner for as long as it has an allocation. References are taken and moved
+//! under the lock but never dropped, since dropping one may run any Python code: what is no longer
+//! needed is put aside in `gone`, which whoever held the lock drops after letting it go.
+
+use std::collections::HashMap;
+use std::ops::{Deref, DerefMut};
+
+use pyo3::prelude::*;
+use pyo3::{PyTraverseError, PyVisit};
+
+use potad::{Described, Error, Label, Space};
+
+use crate::kind::Kind;
+use crate::trash::drop_all;
+
+/// A kind and an owner as they are passed to a call.
+pub struct Named {
+    kind: Option<Py<Kind>>,
+    owner: Option<Py<PyAny>>,
+}
+
+impl Named {
+    pub fn new(kind: Option<&Bound<'_, Kind>>, owner: Option<&Bound<'_, PyAny>>) -> Self {
+        Named {
+            kind: kind.map(|kind| kind.clone().unbind()),
+            owner: owner.map(|owner| owner.clone().unbind()),
+        }
+    }
+
+    /// Neither.
+    fn is_empty(&self) -> bool {
+        self.kind.is_none() && self.owner.is_none()
+    }
+}
+
+pub struct State {
+    space: Space,
+    /// By the core's number, less one.
+    kinds: Vec<(Py<Kind>, potad::Kind)>,
+    kind_numbers: HashMap<usize, usize>,
+    /// By the core's number, less one; none where a number is not in use.
+    owners: Vec<Option<Py<PyAny>>>,
+    owner_numbers: HashMap<usize, u32>,
+    unused: Vec<u32>,
+    gone: Vec<Py<PyAny>>,
+    /// The kind that was asked for last, by its object.
+    last_kind: (usize, Option<potad::Kind>),
+}
+
+impl Deref for State {
+    type Target = Space;
+
+    fn deref(&self) -> &Space {
+        &self.space
+    }
+}
+
+impl DerefMut for State {
+    fn deref_mut(&mut self) -> &mut Space {
+        &mut self.space
+    }
+}
+
+impl State {
+    pub fn new(space: Space) -> Self {
+        State {
+            space,
+            kinds: Vec::new(),
+            kind_numbers: HashMap::new(),
+            owners: Vec::new(),
+            owner_numbers: HashMap::new(),
+            unused: Vec::new(),
+            gone: Vec::new(),
+            last_kind: (0, None),
+        }
+    }
+
+    /// Allocates a block for a kind and an owner that the space knows already, each by its object, 0
+    /// for none; `None` where it does not. Takes no reference to either.
+    #[inline]
+    pub fn allocate_known(
+        &mut self,
+        size: u128,
+        kind: usize,
+        owner: usize,
+    ) -> Option<Result<u64, Error>> {
+        if kind != 0 && kind != self.last_kind.0 {
+            self.last_kind = (kind, Some(self.known_kind(kind)?));
+        }
+        let kind = if kind == 0 { None } else { self.last_kind.1 };
+        let owner = if owner == 0 { 0 } else { self.known_owner(owner)? };
+        Some(self.space.alloc_described(size, None, Label { kind, owner }))
+    }
+
+    /// Whether there are references to drop once the lock is let go.
+    #[inline(always)]
+    pub fn has_gone(&self) -> bool {
+        self.space.has_released() || !self.gone.is_empty()
+    }
+
+    /// These references.
+    #[inline(never)]
+    pub fn take_gone(&mut self) -> Vec<Py<PyAny>> {
+        for number in self.space.take_released() {
+            self.forget(number);
+        }
+        std::mem::take(&mut self.gone)
+    }
+
+    /// An owner has no allocation any more.
+    fn forget(&mut self, number: u32) {
+        if let Some(owner) = self.owners[number as usize - 1].take() {
+            self.owner_numbers.remove(&(owner.as_ptr() as usize));
+            self.unused.push(number);
+            self.gone.push(owner);
+        }
+    }
+
+    /// The core's number of a kind, which becomes known to the space if it was not.
+    fn kind_number(&mut self, kind: Py<Kind>) -> Result<potad::Kind, Error> {
+        let pointer = kind.as_ptr() as usize;
+        if let Some(&at) = self.kind_numbers.get(&pointer) {
+            self.gone.push(kind.into_any());
+            return Ok(self.kinds[at].1);
+        }
+        let number = match self.space.add_kind(kind.get().record_size) {
+            Ok(number) => number,
+            Err(error) => {
+                self.gone.push(kind.into_any());
+                return Err(error);
+            }
+        };
+        self.kind_numbers.insert(pointer, self.kinds.len());
+        self.kinds.push((kind, number));
+        Ok(number)
+    }
+
+    /// The core's number of an owner, and whether it had none before.
+    fn owner_number(&mut self, owner: Py<PyAny>) -> (u32, bool) {
+        let pointer = owner.as_ptr() as usize;
+        if let Some(&number) = self.owner_numbers.get(&pointer) {
+            self.gone.push(owner);
+            return (number, false);
+        }
+        let number = self.unused.pop().unwrap_or_else(|| {
+            self.owners.push(None);
+            self.owners.len() as u32
+        });
+        self.owners[number as usize - 1] = Some(owner);
+        self.owner_numbers.insert(pointer, number);
+        (number, true)
+    }
+
+    /// The core's number of an owner that has an allocation.
+    pub fn known_owner(&self, owner: usize) -> Option<u32> {
+        self.owner_numbers.get(&owner).copied()
+    }
+
+    /// The core's number of a kind that the space knows.
+    pub fn known_kind(&self, kind: usize) -> Option<potad::Kind> {
+        self.kind_numbers.get(&kind).map(|&at| self.kinds[at].1)
+    }
+
+    /// Allocates, and says of the allocations, which `starts` names, what they are and whose: all of
+    /// it, or nothing.
+    #[inline]
+    pub fn allocate<T, S: Iterator<Item = u64>>(
+        &mut self,
+        named: Named,
+        act: impl FnOnce(&mut Space) -> Result<T, Error>,
+        starts: impl Fn(&T) -> S,
+    ) -> Result<T, Error> {
+        let done = act(&mut self.space);
+        if named.is_empty() {
+            return done;
+        }
+        match done {
+            Ok(done) => self.describe(|| starts(&done), named).map(|()| done),
+            Err(error) => {
+                self.gone.extend(named.owner);
+                self.gone.extend(named.kind.map(Py::into_any));
+                Err(error)
+            }
+        }
+    }
+
+    /// Describes allocations that were just made, or frees them all.
+    fn describe<S: Iterator<Item = u64>>(
+        &mut self,
+        starts: impl Fn() -> S,
+        named: Named,
+    ) -> Result<(), Error> {
+        let kind = named.kind.map(|kind| self.kind_number(kind)).transpose();
+        let (owner, is_new) = match named.owner {
+            Some(owner) => self.owner_number(owner),
+            None => (0, false),
+        };
+        let described = kind.and_then(|kind| {
+            let label = Label { kind, owner };
+            starts().try_for_each(|start| self.space.describe(start, label))
+        });
+        if described.is_err() {
+            for start in starts() {
+                self.space.free(start).expect("it was just allocated");
+            }
+            // If the core was told of the owner, it says so when it is asked for those released.
+            if is_new && !self.space.has_released() {
+                self.forget(owner);
+            }
+        }
+        described
+    }
+
+    /// The objects that a label stands for.
+    pub fn objects(&self, py: Python<'_>, label: Label) -> (Option<Py<Kind>>, Option<Py<PyAny>>) {
+        let kind = label.kind.map(|kind| self.kinds[kind.index() - 1].0.clone_ref(py));
+        let owner = match label.owner {
+            0 => None,
+            number => self.owners[number as usize - 1].as_ref().map(|owner| owner.clone_ref(py)),
+        };
+        (kind, owner)
+    }
+
+    /// Everything that is known of an allocation, and whether some of it is retired.
+    pub fn known(&self, start: u64, size: u128) -> (Described, bool) {
+        (self.space.described(start, size), self.space.is_retiring(start, size))
+    }
+
+    /// For the garbage collector.
+    pub fn traverse(&self, visit: &PyVisit<'_>) -> Result<(), PyTraverseError> {
+        for owner in self.owners.iter().flatten() {
+            visit.call(owner)?;
+        }
+        for (kind, _) in &self.kinds {
+            visit.call(kind)?;
+        }
+        Ok(())
+    }
+
+    /// Owners, of a space that nobody can reach any more.
+    pub fn clear(&mut self) -> Vec<Py<PyAny>> {
+        self.owner_numbers.clear();
+        self.owners.iter_mut().filter_map(Option::take).collect()
+    }
+}
+
+impl Drop for State {
+    fn drop(&mut self) {
+        drop_all(self.clear());
+    }
+}

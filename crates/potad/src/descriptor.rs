@@ -1,0 +1,493 @@
+//! Descriptors: what is known about an allocation beside where it lies.
+//!
+//! # Representation
+//!
+//! Most allocations have none: a space that knows no kinds, owners or pins has no `Descriptors`. A
+//! descriptor is a *slot* of the allocation's kind: its record, the granule it starts at, and its
+//! owner. 64 slots of one kind are a chunk, whose records lie in a piece of memory that never moves.
+//! A slot's id, of 32 bits, is its chunk's number and its place there.
+//!
+//! From the first granule of an allocation to its descriptor leads an open hash table of ids: what
+//! an id stands for says which granule it belongs to, so that the table has nothing but ids, 4 bytes
+//! each, and is never fuller than seven eighths. Pins are few, and in a table of their own.
+//!
+//! # Records that are looked at
+//!
+//! Whoever looks at a record in place has its memory keep on being there. The slot of a freed
+//! allocation whose record is still looked at is not used again until it is not: so what is seen
+//! through an old look is the old record, and never that of another allocation.
+//!
+//! # Cost
+//!
+//! 4 bytes for the owner, 8 for the start, at most 9.2 in the table, and what rounds the record and
+//! its start to 16: of 360 bytes, none.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use crate::error::Error;
+use crate::record::{Memory, Record};
+
+/// Slots of a chunk.
+const SLOTS: u32 = 64;
+
+/// Largest record.
+pub const RECORD_MAX: usize = 1 << 16;
+
+/// A kind of allocation that a space was told of. Only that space knows it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Kind(pub(crate) u32);
+
+impl Kind {
+    /// What allocations are of that have an owner but no kind.
+    pub(crate) const NONE: Kind = Kind(0);
+
+    /// Its number among the space's kinds, from 1 up in the order they were added.
+    pub fn index(self) -> usize {
+        self.0 as usize
+    }
+}
+
+/// What an allocation is, and whose.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Label {
+    /// Its kind, if it has one.
+    pub kind: Option<Kind>,
+    /// A number that stands for its owner; 0 for nobody. Small ones are best: there is a table of
+    /// them.
+    pub owner: u32,
+}
+
+struct KindOf {
+    record: usize,
+    chunks: usize,
+    /// Chunks of this kind that have a slot free; with room for all of them, since freeing must not
+    /// need memory.
+    open: Vec<u32>,
+}
+
+struct Chunk {
+    kind: Kind,
+    /// Slots that can be handed out.
+    free: u64,
+    owners: [u32; SLOTS as usize],
+    memory: Arc<Memory>,
+}
+
+/// How often a record is being looked at, and whether its allocation is gone.
+#[derive(Default)]
+struct Looks {
+    count: u32,
+    freed: bool,
+}
+
+pub(crate) struct Descriptors {
+    kinds: Vec<KindOf>,
+    chunks: Vec<Chunk>,
+    /// Ids plus 1, at the place that the start's hash says or as soon after it as was free; 0 where
+    /// there is none. A power of two long.
+    table: Vec<u32>,
+    /// Descriptors of live allocations.
+    live: usize,
+    /// First granules of pinned allocations, and how often each is pinned: never 0.
+    pins: HashMap<u64, u32>,
+    looks: HashMap<u32, Looks>,
+    /// How many descriptors each owner has: live ones, and those that have not been asked for since.
+    owners: Vec<u64>,
+    /// Id plus 1 of the newest slot whose allocation is gone and whose owner has not been asked for
+    /// since. Where its start stood stands the next one. Not a list of owners: freeing must not need
+    /// memory.
+    released: u32,
+}
+
+fn no_memory(bytes: usize) -> Error {
+    Error::Metadata { bytes }
+}
+
+impl Descriptors {
+    pub(crate) fn new() -> Self {
+        Descriptors {
+            kinds: vec![KindOf { record: 0, chunks: 0, open: Vec::new() }],
+            chunks: Vec::new(),
+            table: Vec::new(),
+            live: 0,
+            pins: HashMap::new(),
+            looks: HashMap::new(),
+            owners: Vec::new(),
+            released: 0,
+        }
+    }
+
+    /// Makes a new kind known, with records of so many bytes.
+    pub(crate) fn add_kind(&mut self, record: usize) -> Result<Kind, Error> {
+        if record > RECORD_MAX {
+            return Err(Error::argument("record", record, format!("at most {RECORD_MAX} bytes")));
+        }
+        let kind = Kind(self.kinds.len() as u32);
+        self.kinds.push(KindOf { record, chunks: 0, open: Vec::new() });
+        Ok(kind)
+    }
+
+    pub(crate) fn knows(&self, kind: Kind) -> bool {
+        (kind.0 as usize) < self.kinds.len()
+    }
+
+    // ---- slots -----------------------------------------------------------------------------
+
+    fn chunk(&self, id: u32) -> (&Chunk, usize) {
+        (&self.chunks[(id / SLOTS) as usize], (id % SLOTS) as usize)
+    }
+
+    /// First granule of the allocation that a descriptor belongs to.
+    fn start(&self, id: u32) -> u64 {
+        let (chunk, slot) = self.chunk(id);
+        chunk.memory.start(slot)
+    }
+
+    /// A slot of a kind, its record zero.
+    fn take_slot(&mut self, kind: Kind) -> Result<u32, Error> {
+        let of = &mut self.kinds[kind.0 as usize];
+        let Some(&number) = of.open.last() else {
+            let number = self.chunks.len();
+            let bytes = Memory::stride(of.record) * SLOTS as usize;
+            let room = self.chunks.try_reserve(1).is_ok()
+                && of.open.try_reserve(of.chunks + 1 - of.open.len()).is_ok();
+            let memory = Memory::new(of.record, SLOTS as usize);
+            let (true, Some(memory), true) = (room, memory, number < (u32::MAX / SLOTS) as usize)
+            else {
+                return Err(no_memory(bytes));
+            };
+            let owners = [0; SLOTS as usize];
+            // The first slot is taken below.
+            self.chunks.push(Chunk { kind, free: u64::MAX, owners, memory: Arc::new(memory) });
+            of.open.push(number as u32);
+            of.chunks += 1;
+            return self.take_slot(kind);
+        };
+        let chunk = &mut self.chunks[number as usize];
+        let slot = chunk.free.trailing_zeros();
+        chunk.free &= chunk.free - 1;
+        if chunk.free == 0 {
+            of.open.pop();
+        }
+        chunk.memory.clear(slot as usize);
+        Ok(number * SLOTS + slot)
+    }
+
+    fn give_slot(&mut self, id: u32) {
+        let chunk = &mut self.chunks[(id / SLOTS) as usize];
+        if chunk.free == 0 {
+            self.kinds[chunk.kind.0 as usize].open.push(id / SLOTS);
+        }
+        chunk.free |= 1 << (id % SLOTS);
+    }
+
+    // ---- the table -------------------------------------------------------------------------
+
+    /// Where in the table the search for a granule starts.
+    fn home(&self, start: u64) -> usize {
+        // Fibonacci hashing: Knuth, The Art of Computer Programming, volume 3, section 6.4.
+        let hash = start.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        (((hash >> 32) * self.table.len() as u64) >> 32) as usize
+    }
+
+    /// Where in the table the descriptor of the allocation that starts at a granule stands.
+    #[inline]
+    fn find(&self, start: u64) -> Option<usize> {
+        if self.table.is_empty() {
+            return None;
+        }
+        let mask = self.table.len() - 1;
+        let mut at = self.home(start);
+        while self.table[at] != 0 {
+            if self.start(self.table[at] - 1) == start {
+                return Some(at);
+            }
+            at = (at + 1) & mask;
+        }
+        None
+    }
+
+    #[inline]
+    fn insert(&mut self, id: u32, start: u64) {
+        let mask = self.table.len() - 1;
+        let mut at = self.home(start);
+        while self.table[at] != 0 {
+            at = (at + 1) & mask;
+        }
+        self.table[at] = id + 1;
+    }
+
+    /// Takes an entry out and closes the gap: what follows it moves back unless it is at home.
+    fn take_out(&mut self, at: usize) -> u32 {
+        let id = self.table[at] - 1;
+        let mask = self.table.len() - 1;
+        let (mut gap, mut next) = (at, (at + 1) & mask);
+        while self.table[next] != 0 {
+            let home = self.home(self.start(self.table[next] - 1));
+            if next.wrapping_sub(home) & mask >= next.wrapping_sub(gap) & mask {
+                self.table[gap] = self.table[next];
+                gap = next;
+            }
+            next = (next + 1) & mask;
+        }
+        self.table[gap] = 0;
+        id
+    }
+
+    /// Makes sure that so many more descriptors have room in the table.
+    #[inline]
+    fn ensure_table(&mut self, more: usize) -> Result<(), Error> {
+        let needed = self.live + more;
+        if needed <= self.table.len() / 8 * 7 { Ok(()) } else { self.grow_table(needed) }
+    }
+
+    #[cold]
+    fn grow_table(&mut self, needed: usize) -> Result<(), Error> {
+        let mut len = self.table.len().max(16);
+        while needed > len / 8 * 7 {
+            len *= 2;
+        }
+        let mut table = Vec::new();
+        if table.try_reserve_exact(len).is_err() {
+            return Err(no_memory(len * size_of::<u32>()));
+        }
+        table.resize(len, 0);
+        let old = std::mem::replace(&mut self.table, table);
+        for id in old.into_iter().filter(|&entry| entry != 0) {
+            self.insert(id - 1, self.start(id - 1));
+        }
+        Ok(())
+    }
+
+    // ---- descriptors -----------------------------------------------------------------------
+
+    /// Id of the descriptor of the allocation that starts at a granule, if it has one.
+    pub(crate) fn id(&self, start: u64) -> Option<u32> {
+        self.find(start).map(|at| self.table[at] - 1)
+    }
+
+    pub(crate) fn label(&self, id: u32) -> Label {
+        let (chunk, slot) = self.chunk(id);
+        let kind = (chunk.kind != Kind::NONE).then_some(chunk.kind);
+        Label { kind, owner: chunk.owners[slot] }
+    }
+
+    /// Gives a descriptor to the allocation that starts at a granule, which must have none.
+    pub(crate) fn add(&mut self, start: u64, label: Label) -> Result<u32, Error> {
+        self.ensure_table(1)?;
+        let owner = label.owner as usize;
+        if owner >= self.owners.len() {
+            let more = owner + 1 - self.owners.len();
+            if self.owners.try_reserve(more).is_err() {
+                return Err(no_memory(more * size_of::<u64>()));
+            }
+            self.owners.resize(owner + 1, 0);
+        }
+        let id = self.take_slot(label.kind.unwrap_or(Kind::NONE))?;
+        self.owners[owner] += (owner != 0) as u64;
+        let chunk = &mut self.chunks[(id / SLOTS) as usize];
+        let slot = (id % SLOTS) as usize;
+        chunk.owners[slot] = label.owner;
+        chunk.memory.set_start(slot, start);
+        self.insert(id, start);
+        self.live += 1;
+        Ok(id)
+    }
+
+    /// Gives the allocation that starts at `to` the same descriptor as that at `from` has, with a
+    /// copy of its record, if that has one.
+    pub(crate) fn duplicate(&mut self, from: u64, to: u64) -> Result<Option<u32>, Error> {
+        let Some(id) = self.id(from) else { return Ok(None) };
+        let copy = self.add(to, self.label(id))?;
+        let ((chunk, slot), (from_chunk, from_slot)) = (self.chunk(copy), self.chunk(id));
+        chunk.memory.copy(slot, &from_chunk.memory, from_slot);
+        Ok(Some(copy))
+    }
+
+    /// The allocation that started at a granule is gone. Never needs memory.
+    pub(crate) fn remove(&mut self, start: u64) {
+        let Some(at) = self.find(start) else { return };
+        let id = self.take_out(at);
+        self.live -= 1;
+        let (chunk, slot) = self.chunk(id);
+        if chunk.owners[slot] == 0 {
+            return self.finish(id);
+        }
+        chunk.memory.set_start(slot, self.released as u64);
+        self.released = id + 1;
+    }
+
+    /// Nothing is to be asked of a slot any more.
+    fn finish(&mut self, id: u32) {
+        if !self.looks.is_empty()
+            && let Some(looks) = self.looks.get_mut(&id)
+        {
+            looks.freed = true;
+        } else {
+            self.give_slot(id);
+        }
+    }
+
+    /// Ids of slots whose owner has not been asked for, newest first.
+    fn released_ids(&self) -> impl Iterator<Item = u32> + '_ {
+        let next = |entry: u32| (entry != 0).then_some(entry);
+        std::iter::successors(next(self.released), move |entry| next(self.start(entry - 1) as u32))
+            .map(|entry| entry - 1)
+    }
+
+    /// Owners that have lost their last allocation since this was last asked.
+    pub(crate) fn take_released(&mut self) -> Vec<u32> {
+        let mut gone = Vec::new();
+        while self.released != 0 {
+            let id = self.released - 1;
+            self.released = self.start(id) as u32;
+            let (chunk, slot) = self.chunk(id);
+            let owner = chunk.owners[slot];
+            self.finish(id);
+            let count = &mut self.owners[owner as usize];
+            *count -= 1;
+            if *count == 0 {
+                gone.push(owner);
+            }
+        }
+        gone
+    }
+
+    pub(crate) fn has_released(&self) -> bool {
+        self.released != 0
+    }
+
+    /// Ids of the live descriptors of a kind, or of all.
+    pub(crate) fn ids(&self, kind: Option<Kind>) -> impl Iterator<Item = u32> + '_ {
+        let live = self.table.iter().filter(|&&entry| entry != 0).map(|entry| entry - 1);
+        live.filter(move |&id| kind.is_none_or(|kind| self.chunk(id).0.kind == kind))
+    }
+
+    /// First granule of the allocation of a live descriptor.
+    pub(crate) fn start_of(&self, id: u32) -> u64 {
+        self.start(id)
+    }
+
+    /// The bytes of a record as they are now.
+    pub(crate) fn read(&self, id: u32) -> Vec<u8> {
+        let (chunk, slot) = self.chunk(id);
+        chunk.memory.read(slot)
+    }
+
+    // ---- looking at records ----------------------------------------------------------------
+
+    /// The record of a live descriptor, to be looked at in place; to be given back by `look_away`.
+    pub(crate) fn look(&mut self, id: u32) -> Record {
+        self.looks.entry(id).or_default().count += 1;
+        let (chunk, slot) = self.chunk(id);
+        Record::new(chunk.memory.clone(), slot, id)
+    }
+
+    pub(crate) fn look_away(&mut self, record: Record) {
+        let Some(looks) = self.looks.get_mut(&record.id) else { return };
+        looks.count -= 1;
+        if looks.count == 0 {
+            let freed = looks.freed;
+            self.looks.remove(&record.id);
+            if freed {
+                self.give_slot(record.id);
+            }
+        }
+    }
+
+    // ---- pins ------------------------------------------------------------------------------
+
+    pub(crate) fn pins(&self, start: u64) -> u32 {
+        if self.pins.is_empty() { 0 } else { self.pins.get(&start).copied().unwrap_or(0) }
+    }
+
+    /// Whether any allocation is pinned.
+    pub(crate) fn has_pins(&self) -> bool {
+        !self.pins.is_empty()
+    }
+
+    /// Makes sure that so many more allocations can be pinned.
+    pub(crate) fn ensure_pins(&mut self, more: usize) -> Result<(), Error> {
+        self.pins.try_reserve(more).map_err(|_| no_memory(more * 16))
+    }
+
+    /// Pins the allocation that starts at a granule once more; how often it is pinned now. Room must
+    /// have been ensured, and the number must not be the largest.
+    pub(crate) fn pin(&mut self, start: u64) -> u32 {
+        let pins = self.pins.entry(start).or_default();
+        *pins += 1;
+        *pins
+    }
+
+    /// Unpins a pinned allocation once; how often it is pinned now.
+    pub(crate) fn unpin(&mut self, start: u64) -> u32 {
+        let pins = self.pins.get_mut(&start).expect("it is pinned");
+        *pins -= 1;
+        if *pins == 0 {
+            self.pins.remove(&start);
+            return 0;
+        }
+        *pins
+    }
+
+    // ---- the recount -----------------------------------------------------------------------
+
+    /// Bytes of memory that descriptors are kept in.
+    pub(crate) fn bytes(&self) -> usize {
+        let chunks = self.chunks.iter().map(|chunk| size_of::<Chunk>() + chunk.memory.bytes());
+        chunks.sum::<usize>()
+            + self.table.len() * 4
+            + self.owners.len() * 8
+            + self.pins.len() * 16
+            + self.looks.len() * 16
+    }
+
+    /// Recounts what is kept here; `is_start` says whether an allocation starts at a granule.
+    pub(crate) fn check(&self, is_start: impl Fn(u64) -> bool) -> Result<(), Error> {
+        let corrupt = |what: String| Err(Error::Corrupt { what });
+        let mut used: Vec<u64> = vec![0; self.chunks.len()];
+        let mut count = 0;
+        for id in self.ids(None) {
+            let start = self.start(id);
+            if !is_start(start) {
+                return corrupt(format!("descriptor {id}: nothing starts at granule {start}"));
+            }
+            if self.id(start) != Some(id) {
+                return corrupt(format!("descriptor {id} of granule {start} is not found"));
+            }
+            count += 1;
+        }
+        if count != self.live {
+            return corrupt(format!("{} descriptors, recounted {count}", self.live));
+        }
+        let mut owners = vec![0; self.owners.len()];
+        for id in self.ids(None).chain(self.released_ids()) {
+            used[(id / SLOTS) as usize] |= 1 << (id % SLOTS);
+            let owner = self.label(id).owner;
+            owners[owner as usize] += (owner != 0) as u64;
+        }
+        if owners != self.owners {
+            return corrupt(format!("owners' descriptors {:?}, recounted {owners:?}", self.owners));
+        }
+        for (&id, looks) in &self.looks {
+            let bit = 1 << (id % SLOTS);
+            if looks.count == 0 || (used[(id / SLOTS) as usize] & bit == 0) != looks.freed {
+                return corrupt(format!("descriptor {id} is looked at, and freed or not"));
+            }
+            used[(id / SLOTS) as usize] |= bit;
+        }
+        for (number, chunk) in self.chunks.iter().enumerate() {
+            let open = self.kinds[chunk.kind.0 as usize].open.contains(&(number as u32));
+            if chunk.free != !used[number] || open != (chunk.free != 0) {
+                return corrupt(format!("chunk {number} has slots {:#x} free", chunk.free));
+            }
+        }
+        for (&start, &pins) in &self.pins {
+            if pins == 0 || !is_start(start) {
+                return corrupt(format!("{pins} pins at granule {start}, where nothing starts"));
+            }
+        }
+        Ok(())
+    }
+}

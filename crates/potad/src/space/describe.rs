@@ -1,0 +1,306 @@
+//! Kinds, owners, records and pins of allocations.
+//!
+//! Descriptors are found by the absolute granule that their allocation starts at, which stays what
+//! it is when a space grows. The layers below know nothing of them.
+
+use std::collections::HashMap;
+
+use super::{Space, Window};
+use crate::descriptor::{Descriptors, Kind, Label};
+use crate::error::Error;
+use crate::probe::Probe;
+use crate::record::Record;
+use crate::word::low_bits;
+
+/// What is known about an allocation that has a descriptor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Described {
+    /// Its first address.
+    pub start: u64,
+    /// Its size in address units.
+    pub size: u128,
+    /// What it is, and whose.
+    pub label: Label,
+    /// How often it is pinned.
+    pub pins: u32,
+}
+
+impl<P: Probe> Space<P> {
+    /// Makes a kind known whose allocations have records of so many bytes, 0 to 65,536.
+    pub fn add_kind(&mut self, record: usize) -> Result<Kind, Error> {
+        self.descriptors_mut().add_kind(record)
+    }
+
+    fn descriptors_mut(&mut self) -> &mut Descriptors {
+        self.descriptors.get_or_insert_with(|| Box::new(Descriptors::new()))
+    }
+
+    /// Absolute granule of an address of the space.
+    fn granule_at(&self, address: u64) -> u64 {
+        address >> self.shift
+    }
+
+    /// Allocates a block as [`Space::alloc_within`] does, with a kind and an owner. Its record is zero.
+    pub fn alloc_described(
+        &mut self,
+        size: u128,
+        within: Window,
+        label: Label,
+    ) -> Result<u64, Error> {
+        self.must_know(label)?;
+        let address = self.alloc_within(size, within)?;
+        let start = self.granule_at(address);
+        if label != Label::default()
+            && let Err(error) = self.descriptors_mut().add(start, label)
+        {
+            self.free(address).expect("it was just allocated");
+            return Err(error);
+        }
+        Ok(address)
+    }
+
+    fn must_know(&self, label: Label) -> Result<(), Error> {
+        let Some(kind) = label.kind else { return Ok(()) };
+        match &self.descriptors {
+            Some(descriptors) if descriptors.knows(kind) => Ok(()),
+            _ => Err(Error::argument("kind", kind.index(), "a kind of this space")),
+        }
+    }
+
+    /// Gives the allocation that starts at `address`, and has no descriptor yet, a kind and an owner.
+    /// Its record is zero.
+    ///
+    /// To allocate a run with a descriptor, allocate, describe, and free what was allocated if that
+    /// fails.
+    pub fn describe(&mut self, address: u64, label: Label) -> Result<(), Error> {
+        if label == Label::default() {
+            return Ok(());
+        }
+        self.start_of(address)?;
+        self.must_know(label)?;
+        let start = self.granule_at(address);
+        let descriptors = self.descriptors_mut();
+        if descriptors.id(start).is_some() {
+            return Err(Error::argument("address", address, "that of an allocation without any"));
+        }
+        descriptors.add(start, label).map(drop)
+    }
+
+    /// Whether an allocation starts at `address`; otherwise what there is.
+    fn start_of(&self, address: u64) -> Result<(), Error> {
+        match self.lookup(address) {
+            Some(found) if found.start == address => Ok(()),
+            _ => Err(self.not_start(address)),
+        }
+    }
+
+    /// The allocation that `address` lies in, with what is known about it.
+    pub fn lookup_described(&self, address: u64) -> Option<Described> {
+        let found = self.lookup(address)?;
+        Some(self.described(found.start, found.size))
+    }
+
+    /// What is known about the allocation that starts at `start` and has this size.
+    pub fn described(&self, start: u64, size: u128) -> Described {
+        let mut described = Described { start, size, label: Label::default(), pins: 0 };
+        if let Some(descriptors) = &self.descriptors {
+            let granule = self.granule_at(start);
+            described.label =
+                descriptors.id(granule).map_or(Label::default(), |id| descriptors.label(id));
+            described.pins = descriptors.pins(granule);
+        }
+        described
+    }
+
+    /// Whether some of a range is retired.
+    pub fn is_retiring(&self, start: u64, size: u128) -> bool {
+        !self.retired.is_empty()
+            && self.retired.overlap(self.granules(start, size)).next().is_some()
+    }
+
+    /// All live allocations of a kind, ascending by start.
+    pub fn of_kind(&self, kind: Kind) -> Vec<Described> {
+        self.all_described(|descriptors, id| descriptors.label(id).kind == Some(kind))
+    }
+
+    /// All live allocations of an owner, ascending by start.
+    pub fn of_owner(&self, owner: u32) -> Vec<Described> {
+        self.all_described(|descriptors, id| descriptors.label(id).owner == owner)
+    }
+
+    /// How many live allocations there are of each kind and owner, and how much they come to, most
+    /// first. Takes time in proportion to the allocations.
+    pub fn tally(&self) -> Vec<(Label, u64, u128)> {
+        let mut sums: HashMap<Label, (u64, u128)> = HashMap::new();
+        for found in self.allocations() {
+            let sum = sums.entry(self.described(found.start, found.size).label).or_default();
+            sum.0 += 1;
+            sum.1 += found.size;
+        }
+        let mut tally: Vec<_> =
+            sums.into_iter().map(|(label, (count, size))| (label, count, size)).collect();
+        tally.sort_unstable_by_key(|&(label, count, size)| {
+            (std::cmp::Reverse((size, count)), label.kind.map_or(0, Kind::index), label.owner)
+        });
+        tally
+    }
+
+    fn all_described(&self, wanted: impl Fn(&Descriptors, u32) -> bool) -> Vec<Described> {
+        let Some(descriptors) = &self.descriptors else { return Vec::new() };
+        let ids = descriptors.ids(None).filter(|&id| wanted(descriptors, id));
+        let mut starts: Vec<u64> = ids.map(|id| descriptors.start_of(id)).collect();
+        starts.sort_unstable();
+        let lookup = |granule: u64| self.lookup_described(granule << self.shift);
+        starts
+            .into_iter()
+            .map(|start| lookup(start).expect("descriptors are of allocations"))
+            .collect()
+    }
+
+    /// The bytes of the records of some allocations as they are now, one after the other; all must be
+    /// starts of allocations of one kind.
+    pub fn read_records(&self, starts: impl Iterator<Item = u64>) -> Vec<u8> {
+        let Some(descriptors) = &self.descriptors else { return Vec::new() };
+        let ids = starts.filter_map(|start| descriptors.id(self.granule_at(start)));
+        ids.flat_map(|id| descriptors.read(id)).collect()
+    }
+
+    /// The record of the allocation that starts at `address`, to be looked at and written in place,
+    /// if it has one. To be given back by [`Space::look_away`]: until then its bytes belong to no
+    /// other allocation, also when this one is freed.
+    pub fn look(&mut self, address: u64) -> Option<Record> {
+        let granule = self.granule_at(address);
+        let descriptors = self.descriptors.as_mut()?;
+        let id = descriptors.id(granule)?;
+        descriptors.label(id).kind.map(|_| descriptors.look(id))
+    }
+
+    /// Gives back a record that was looked at.
+    pub fn look_away(&mut self, record: Record) {
+        if let Some(descriptors) = &mut self.descriptors {
+            descriptors.look_away(record);
+        }
+    }
+
+    /// Owners that have lost their last allocation since this was last called.
+    ///
+    /// What was kept for allocations with owners is not used again before this is called.
+    pub fn take_released(&mut self) -> Vec<u32> {
+        self.descriptors.as_mut().map_or(Vec::new(), |descriptors| descriptors.take_released())
+    }
+
+    /// Whether an allocation with an owner was freed since.
+    #[inline]
+    pub fn has_released(&self) -> bool {
+        self.descriptors.as_ref().is_some_and(|descriptors| descriptors.has_released())
+    }
+
+    // ---- pins ------------------------------------------------------------------------------
+
+    /// Pins the allocation that `address` lies in once more: it is not freed, split or moved while
+    /// it is pinned. How often it is pinned now.
+    pub fn pin(&mut self, address: u64) -> Result<u32, Error> {
+        let Some(found) = self.lookup(address) else { return Err(self.not_start(address)) };
+        self.pin_all(&[found.start])?;
+        Ok(self.pins(found.start))
+    }
+
+    /// Unpins the allocation that `address` lies in once. How often it is pinned now.
+    pub fn unpin(&mut self, address: u64) -> Result<u32, Error> {
+        let Some(found) = self.lookup(address) else { return Err(self.not_start(address)) };
+        if self.pins(found.start) == 0 {
+            let address = format!("{:#x}", found.start);
+            return Err(Error::Argument {
+                name: "address",
+                value: address,
+                expected: "in an allocation that is pinned".into(),
+            });
+        }
+        let granule = self.granule_at(found.start);
+        Ok(self.descriptors_mut().unpin(granule))
+    }
+
+    /// Pins every allocation that a range touches, or none: their starts, ascending. Not all of the
+    /// range need be allocated, but something.
+    pub fn pin_range(&mut self, start: u64, size: u128) -> Result<Vec<u64>, Error> {
+        let range = self.range("start", start, size)?;
+        let end = range.end << self.shift;
+        let mut starts: Vec<u64> =
+            self.lookup(start).map(|found| found.start).into_iter().collect();
+        let mut from = Some(start);
+        while let Some(found) = from.and_then(|from| self.next_allocation(from))
+            && (found.start as u128) < end
+        {
+            if starts.last() != Some(&found.start) {
+                starts.push(found.start);
+            }
+            from = u64::try_from(found.start as u128 + found.size).ok();
+        }
+        if starts.is_empty() {
+            return Err(Error::NotAllocated { address: start, inside: None });
+        }
+        self.pin_all(&starts)?;
+        Ok(starts)
+    }
+
+    /// Pins allocations by their starts, all or none.
+    fn pin_all(&mut self, starts: &[u64]) -> Result<(), Error> {
+        if let Some(&most) = starts.iter().find(|&&start| self.pins(start) == u32::MAX) {
+            return Err(Error::Busy { address: most, pins: u32::MAX });
+        }
+        let shift = self.shift;
+        let descriptors = self.descriptors_mut();
+        descriptors.ensure_pins(starts.len())?;
+        for start in starts {
+            descriptors.pin(start >> shift);
+        }
+        Ok(())
+    }
+
+    fn pins(&self, start: u64) -> u32 {
+        if start & low_bits(self.shift) != 0 {
+            return 0;
+        }
+        let granule = self.granule_at(start);
+        self.descriptors.as_ref().map_or(0, |descriptors| descriptors.pins(granule))
+    }
+
+    /// Refuses what would change the allocation that starts at `start` if that is pinned.
+    #[inline]
+    pub(super) fn must_not_be_pinned(&self, start: u64) -> Result<(), Error> {
+        match self.pins(start) {
+            0 => Ok(()),
+            pins => Err(Error::Busy { address: start, pins }),
+        }
+    }
+
+    // ---- what other calls do to descriptors ------------------------------------------------
+
+    /// The allocation that started at `position` has been freed.
+    #[inline]
+    pub(super) fn undescribe(&mut self, position: u64) {
+        if let Some(descriptors) = &mut self.descriptors {
+            descriptors.remove(self.origin + position);
+        }
+    }
+
+    /// Says of what will start at `position`, inside the allocation that starts at `from`, what is
+    /// known of that.
+    pub(super) fn describe_alike(&mut self, from: u64, position: u64) -> Result<(), Error> {
+        match &mut self.descriptors {
+            Some(descriptors) => {
+                descriptors.duplicate(self.origin + from, self.origin + position).map(drop)
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// Recounts the descriptors.
+    pub(crate) fn check_descriptors(&self) -> Result<(), Error> {
+        let Some(descriptors) = &self.descriptors else { return Ok(()) };
+        descriptors.check(|granule| {
+            let address = granule << self.shift;
+            self.lookup(address).is_some_and(|found| found.start == address)
+        })
+    }
+}
