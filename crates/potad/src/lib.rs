@@ -26,7 +26,8 @@
 //!
 //! - `word`: the free blocks of a row, read off 64 bits. `reach`: one line of a node.
 //! - `pool`: the flat array of lines that nodes are made of. `head`: figures and shortcuts.
-//! - `tree`: states of granules, and the one operation that changes them. `walk`: reading them.
+//! - `tree`: states of granules, and the one operation that changes them. `tell`: what the levels
+//!   above hear of that. `walk`: reading them.
 //! - `block`: which block an allocation takes, and what a free merges. `many`: the same for batches.
 //!   `run`: contiguous searches.
 //! - `ranges`: sorted sets of granules. `record`, `descriptor`: kinds, owners, records and pins.
@@ -52,6 +53,7 @@ mod reach;
 mod record;
 mod run;
 mod space;
+mod tell;
 mod tree;
 mod walk;
 mod word;
