@@ -35,7 +35,7 @@ use crate::probe::Probe;
 use crate::reach::Reach;
 use crate::tree::{
     ABSENT, DETAIL, HAS, HEAD, OCCUPIED, SECTION_LEVEL, SECTION_SHIFT, State, Tree, child_of,
-    level1,
+    has_small, level1,
 };
 use crate::word::{self, ROW_ORDERS, low_bits};
 
@@ -118,7 +118,7 @@ impl<P: Probe> Tree<P> {
         let section = self.section(near);
         if section != NONE {
             let words = self.pool.line(level1(section, near));
-            let has = words[(HAS + order as usize) & 7] & words[DETAIL];
+            let has = words[has_small(order)] & words[DETAIL];
             let above = has & (u64::MAX << child_of(near, 1));
             if above != 0 {
                 let child = above.trailing_zeros() as u64;
@@ -137,7 +137,7 @@ impl<P: Probe> Tree<P> {
     fn find_lowest_row(&mut self, order: u32) -> Option<(Node, u64)> {
         let has = |line| {
             let words = self.pool.line(line);
-            (words[(HAS + order as usize) & 7] & words[DETAIL]).trailing_zeros() as u64
+            (words[has_small(order)] & words[DETAIL]).trailing_zeros() as u64
         };
         self.touch_summit();
         let (section, position) = if self.summit.flat {
@@ -167,10 +167,7 @@ impl<P: Probe> Tree<P> {
     #[inline(always)]
     fn take_in_row(&mut self, section: Node, row_first: u64, order: u32) -> u64 {
         let (used, head) = self.row(section, row_first);
-        let blocks = word::maximal(!(used | head));
-        let orders = word::orders_of(&blocks);
-        let from = order + (orders >> order).trailing_zeros();
-        let candidates = blocks[from as usize];
+        let (from, candidates, orders) = word::smallest(!(used | head), order);
         let at = candidates.trailing_zeros();
         let position = row_first | at as u64;
         self.set_row(section, position, used | word::block(order) << at, head | 1 << at);

@@ -18,7 +18,7 @@
 //! rows. Free space is not on any list: it is what the bits leave, and neighbours that become free
 //! are one larger block without anything being done. A child that is in one state as a whole has
 //! nothing below it, so a space of any size is made of a few words, and so is a block of any size.
-//! Everything is kept as indices in one flat array.
+//! All this is indices in one flat array; descriptors, where a space has any, lie beside it.
 //!
 //! # Layers
 //!

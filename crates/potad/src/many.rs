@@ -112,9 +112,8 @@ impl<P: Probe> Tree<P> {
             && let Some((section, row_first)) = self.lowest_row(order)
         {
             let (used, head) = self.row(section, row_first);
-            let blocks = word::maximal(!(used | head));
-            let from = order + (word::orders_of(&blocks) >> order).trailing_zeros();
-            return Some((row_first | blocks[from as usize].trailing_zeros() as u64, from));
+            let (from, candidates, _) = word::smallest(!(used | head), order);
+            return Some((row_first | candidates.trailing_zeros() as u64, from));
         }
         let least = order.max(ROW_ORDERS);
         let fits = self.orders() >> least;

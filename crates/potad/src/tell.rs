@@ -11,7 +11,9 @@ use crate::head::{Head, SECTIONS};
 use crate::pool::Node;
 use crate::probe::Probe;
 use crate::reach::Reach;
-use crate::tree::{DETAIL, HAS, Mark, SECTION_LEVEL, SECTION_SHIFT, Tree, child_of, level1};
+use crate::tree::{
+    DETAIL, HAS, Mark, SECTION_LEVEL, SECTION_SHIFT, Tree, child_of, has_small, level1,
+};
 use crate::word::{self, ROW_ORDERS, low_bits};
 
 impl<P: Probe> Tree<P> {
@@ -92,7 +94,7 @@ impl<P: Probe> Tree<P> {
     pub(crate) fn add_reach(&mut self, section: Node, position: u64, orders: u32) {
         self.head.note_near(position);
         let over = self.pool.line_mut(level1(section, position));
-        let known = over[(HAS + orders as usize - 1) & 7] & over[DETAIL] != 0;
+        let known = over[has_small(orders - 1)] & over[DETAIL] != 0;
         Reach::new(orders).add(over, child_of(position, 1));
         if !known {
             self.set_node_reach(section, position, Reach::new(orders));

@@ -58,6 +58,13 @@ pub(crate) const SECTION_SHIFT: u32 = 18;
 /// The highest level a tree can need: 64^11 is above 2^64.
 pub(crate) const LEVEL_MAX: u32 = 10;
 
+/// The word of a line that says which children reach a small order. Cut off so that the compiler sees
+/// that the line has it.
+#[inline(always)]
+pub(crate) const fn has_small(order: u32) -> usize {
+    (HAS + order as usize) & 7
+}
+
 /// What is done to granules.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Mark {

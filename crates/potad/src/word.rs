@@ -82,6 +82,16 @@ pub(crate) const fn orders_of(m: &[u64; 6]) -> u32 {
         | ((m[5] != 0) as u32) << 5
 }
 
+/// The smallest maximal blocks of at least `order`, of which there must be some: their order, where
+/// they start, and the orders of all blocks of the row.
+#[inline(always)]
+pub(crate) const fn smallest(free: u64, order: u32) -> (u32, u64, u32) {
+    let blocks = maximal(free);
+    let orders = orders_of(&blocks);
+    let from = order + (orders >> order).trailing_zeros();
+    (from, blocks[from as usize], orders)
+}
+
 /// How many small orders a row reaches: one more than the order of its largest free block, and 0
 /// without free bits, as well as for a row that is free as a whole.
 #[inline(always)]
