@@ -38,7 +38,7 @@ pub struct Kind {
     record: Option<Py<PyArrayDescr>>,
     /// Bytes of a record.
     pub record_size: usize,
-    movable: bool,
+    pub movable: bool,
 }
 
 #[pymethods]

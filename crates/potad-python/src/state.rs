@@ -126,7 +126,7 @@ impl State {
             self.gone.push(kind.into_any());
             return Ok(self.kinds[at].1);
         }
-        let number = match self.space.add_kind(kind.get().record_size) {
+        let number = match self.space.add_kind(kind.get().record_size, kind.get().movable) {
             Ok(number) => number,
             Err(error) => {
                 self.gone.push(kind.into_any());
@@ -165,11 +165,13 @@ impl State {
     }
 
     /// Allocates, and says of the allocations, which `starts` names, what they are and whose: all of
-    /// it, or nothing.
+    /// it, or nothing. Wherever they are moved, they keep to `align`; `None` for blocks, which keep to
+    /// their own size.
     #[inline]
     pub fn allocate<T, S: Iterator<Item = u64>>(
         &mut self,
         named: Named,
+        align: Option<u128>,
         act: impl FnOnce(&mut Space) -> Result<T, Error>,
         starts: impl Fn(&T) -> S,
     ) -> Result<T, Error> {
@@ -178,7 +180,7 @@ impl State {
             return done;
         }
         match done {
-            Ok(done) => self.describe(|| starts(&done), named).map(|()| done),
+            Ok(done) => self.describe(|| starts(&done), named, align).map(|()| done),
             Err(error) => {
                 self.gone.extend(named.owner);
                 self.gone.extend(named.kind.map(Py::into_any));
@@ -192,6 +194,7 @@ impl State {
         &mut self,
         starts: impl Fn() -> S,
         named: Named,
+        align: Option<u128>,
     ) -> Result<(), Error> {
         let kind = named.kind.map(|kind| self.kind_number(kind)).transpose();
         let (owner, is_new) = match named.owner {
@@ -200,7 +203,11 @@ impl State {
         };
         let described = kind.and_then(|kind| {
             let label = Label { kind, owner };
-            starts().try_for_each(|start| self.space.describe(start, label))
+            starts().try_for_each(|start| {
+                let size = || self.space.lookup(start).map_or(1, |found| found.size);
+                let align = align.unwrap_or_else(size);
+                self.space.describe(start, label, align)
+            })
         });
         if described.is_err() {
             for start in starts() {

@@ -56,7 +56,9 @@ impl<P: Probe> PageAllocator for PotadSpace<P> {
     fn alloc_as(&mut self, order: u32, movable: bool) -> Option<u32> {
         let space = &mut self.space;
         let kinds = *self.kinds.get_or_insert_with(|| {
-            [(); 2].map(|()| space.add_kind(0).expect("a record of no bytes is small enough"))
+            [false, true].map(|movable| {
+                space.add_kind(0, movable).expect("a record of no bytes is small enough")
+            })
         });
         let label = Label { kind: Some(kinds[usize::from(movable)]), owner: 0 };
         match space.alloc_described(bytes(1 << order), None, label) {

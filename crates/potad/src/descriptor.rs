@@ -17,6 +17,15 @@
 //! allocation whose record is still looked at is not used again until it is not: so what is seen
 //! through an old look is the old record, and never that of another allocation.
 //!
+//! # Moving
+//!
+//! A descriptor follows its allocation to another address: its slot stays, so whoever looks at the
+//! record goes on looking at it, and only the start it is found by changes. From when a move is planned
+//! until it is made or given up the allocation is in `moving`; to free it takes it out, so that what is
+//! there in the end is known to be the allocation that was there in the beginning. What is kept free
+//! meanwhile, as a new home or in the window that is being emptied, is *held*: allocated, without a
+//! descriptor, and pinned [`HELD`] times, so that nobody frees it.
+//!
 //! # Cost
 //!
 //! 4 bytes for the owner, 8 for the start, at most 9.2 in the table, and what rounds the record and
@@ -26,10 +35,17 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use crate::error::Error;
+use crate::loose::Loose;
 use crate::record::{Memory, Record};
 
 /// Slots of a chunk.
 const SLOTS: u32 = 64;
+
+/// Number of pins that nobody can take or give back: of what is held while allocations are moved.
+pub(crate) const HELD: u32 = u32::MAX;
+
+/// In place of the exponent of an alignment that is no power of two.
+const ODD: u8 = u8::MAX;
 
 /// Largest record.
 pub const RECORD_MAX: usize = 1 << 16;
@@ -60,6 +76,7 @@ pub struct Label {
 
 struct KindOf {
     record: usize,
+    movable: bool,
     chunks: usize,
     /// Chunks of this kind that have a slot free; with room for all of them, since freeing must not
     /// need memory.
@@ -71,6 +88,8 @@ struct Chunk {
     /// Slots that can be handed out.
     free: u64,
     owners: [u32; SLOTS as usize],
+    /// What moved allocations keep to, as exponents, in granules; or [`ODD`].
+    aligns: [u8; SLOTS as usize],
     memory: Arc<Memory>,
 }
 
@@ -91,6 +110,14 @@ pub(crate) struct Descriptors {
     live: usize,
     /// First granules of pinned allocations, and how often each is pinned: never 0.
     pins: HashMap<u64, u32>,
+    pub(crate) loose: Loose,
+    /// Moves under way, by the first granule of the allocation: where its home starts, which tells a
+    /// move from any other, and whether the allocation is still whole: what was cut is not moved.
+    moving: HashMap<u64, (u64, bool)>,
+    /// Homes of moves that were begun and neither made nor given up.
+    kept_homes: u64,
+    /// Alignments that are no powers of two, by the first granules of movable allocations.
+    odd_aligns: HashMap<u64, u128>,
     looks: HashMap<u32, Looks>,
     /// How many descriptors each owner has: live ones, and those that have not been asked for since.
     owners: Vec<u64>,
@@ -107,11 +134,15 @@ fn no_memory(bytes: usize) -> Error {
 impl Descriptors {
     pub(crate) fn new() -> Self {
         Descriptors {
-            kinds: vec![KindOf { record: 0, chunks: 0, open: Vec::new() }],
+            kinds: vec![KindOf { record: 0, movable: false, chunks: 0, open: Vec::new() }],
             chunks: Vec::new(),
             table: Vec::new(),
             live: 0,
             pins: HashMap::new(),
+            loose: Loose::default(),
+            moving: HashMap::new(),
+            kept_homes: 0,
+            odd_aligns: HashMap::new(),
             looks: HashMap::new(),
             owners: Vec::new(),
             released: 0,
@@ -119,12 +150,12 @@ impl Descriptors {
     }
 
     /// Makes a new kind known, with records of so many bytes.
-    pub(crate) fn add_kind(&mut self, record: usize) -> Result<Kind, Error> {
+    pub(crate) fn add_kind(&mut self, record: usize, movable: bool) -> Result<Kind, Error> {
         if record > RECORD_MAX {
             return Err(Error::argument("record", record, format!("at most {RECORD_MAX} bytes")));
         }
         let kind = Kind(self.kinds.len() as u32);
-        self.kinds.push(KindOf { record, chunks: 0, open: Vec::new() });
+        self.kinds.push(KindOf { record, movable, chunks: 0, open: Vec::new() });
         Ok(kind)
     }
 
@@ -157,9 +188,10 @@ impl Descriptors {
             else {
                 return Err(no_memory(bytes));
             };
-            let owners = [0; SLOTS as usize];
+            let (owners, aligns) = ([0; SLOTS as usize], [0; SLOTS as usize]);
             // The first slot is taken below.
-            self.chunks.push(Chunk { kind, free: u64::MAX, owners, memory: Arc::new(memory) });
+            let memory = Arc::new(memory);
+            self.chunks.push(Chunk { kind, free: u64::MAX, owners, aligns, memory });
             of.open.push(number as u32);
             of.chunks += 1;
             return self.take_slot(kind);
@@ -273,8 +305,43 @@ impl Descriptors {
         Label { kind, owner: chunk.owners[slot] }
     }
 
-    /// Gives a descriptor to the allocation that starts at a granule, which must have none.
-    pub(crate) fn add(&mut self, start: u64, label: Label) -> Result<u32, Error> {
+    /// What the allocation that starts at a granule is, and whose.
+    pub(crate) fn label_at(&self, start: u64) -> Label {
+        self.id(start).map_or(Label::default(), |id| self.label(id))
+    }
+
+    /// Gives a descriptor to the allocation that starts at a granule, which must have none. Where it is
+    /// moved, it starts at a multiple of `align` granules.
+    pub(crate) fn add(&mut self, start: u64, label: Label, align: u128) -> Result<u32, Error> {
+        let movable = label.kind.is_some_and(|kind| self.kinds[kind.0 as usize].movable);
+        if !movable {
+            return self.add_fixed(start, label);
+        }
+        let odd = !align.is_power_of_two();
+        if odd && self.odd_aligns.try_reserve(1).is_err() {
+            return Err(no_memory(size_of::<(u64, u128)>()));
+        }
+        self.loose.keep(start)?;
+        let id = match self.add_fixed(start, label) {
+            Ok(id) => id,
+            Err(error) => {
+                self.loose.give(start);
+                return Err(error);
+            }
+        };
+        self.loose.set(start, true);
+        self.chunks[(id / SLOTS) as usize].aligns[(id % SLOTS) as usize] = if odd {
+            self.odd_aligns.insert(start, align);
+            ODD
+        } else {
+            align.trailing_zeros() as u8
+        };
+        Ok(id)
+    }
+
+    /// The same, but for what is there for moving.
+    #[inline]
+    fn add_fixed(&mut self, start: u64, label: Label) -> Result<u32, Error> {
         self.ensure_table(1)?;
         let owner = label.owner as usize;
         if owner >= self.owners.len() {
@@ -296,10 +363,15 @@ impl Descriptors {
     }
 
     /// Gives the allocation that starts at `to` the same descriptor as that at `from` has, with a
-    /// copy of its record, if that has one.
-    pub(crate) fn duplicate(&mut self, from: u64, to: u64) -> Result<Option<u32>, Error> {
+    /// copy of its record, if that has one, and an alignment of its own.
+    pub(crate) fn duplicate(
+        &mut self,
+        from: u64,
+        to: u64,
+        align: u128,
+    ) -> Result<Option<u32>, Error> {
         let Some(id) = self.id(from) else { return Ok(None) };
-        let copy = self.add(to, self.label(id))?;
+        let copy = self.add(to, self.label(id), align)?;
         let ((chunk, slot), (from_chunk, from_slot)) = (self.chunk(copy), self.chunk(id));
         chunk.memory.copy(slot, &from_chunk.memory, from_slot);
         Ok(Some(copy))
@@ -310,12 +382,27 @@ impl Descriptors {
         let Some(at) = self.find(start) else { return };
         let id = self.take_out(at);
         self.live -= 1;
+        if self.is_movable(id) {
+            self.unloose(start, id);
+        }
         let (chunk, slot) = self.chunk(id);
         if chunk.owners[slot] == 0 {
             return self.finish(id);
         }
         chunk.memory.set_start(slot, self.released as u64);
         self.released = id + 1;
+    }
+
+    /// The movable allocation of a descriptor is gone from a granule.
+    fn unloose(&mut self, start: u64, id: u32) {
+        self.loose.give(start);
+        if !self.moving.is_empty() {
+            self.moving.remove(&start);
+        }
+        let (chunk, slot) = self.chunk(id);
+        if chunk.aligns[slot] == ODD {
+            self.odd_aligns.remove(&start);
+        }
     }
 
     /// Nothing is to be asked of a slot any more.
@@ -412,23 +499,138 @@ impl Descriptors {
         self.pins.try_reserve(more).map_err(|_| no_memory(more * 16))
     }
 
-    /// Pins the allocation that starts at a granule once more; how often it is pinned now. Room must
-    /// have been ensured, and the number must not be the largest.
-    pub(crate) fn pin(&mut self, start: u64) -> u32 {
+    /// Pins the allocation that starts at a granule once more. Room must have been ensured, and the
+    /// number must not be the largest but [`HELD`].
+    pub(crate) fn pin(&mut self, start: u64) {
         let pins = self.pins.entry(start).or_default();
         *pins += 1;
-        *pins
+        if *pins == 1 {
+            self.note_loose(start);
+        }
     }
 
     /// Unpins a pinned allocation once; how often it is pinned now.
     pub(crate) fn unpin(&mut self, start: u64) -> u32 {
         let pins = self.pins.get_mut(&start).expect("it is pinned");
         *pins -= 1;
-        if *pins == 0 {
+        let left = *pins;
+        if left == 0 {
             self.pins.remove(&start);
-            return 0;
+            self.note_loose(start);
         }
-        *pins
+        left
+    }
+
+    // ---- moving ----------------------------------------------------------------------------
+
+    fn is_movable(&self, id: u32) -> bool {
+        self.kinds[self.chunk(id).0.kind.0 as usize].movable
+    }
+
+    /// Whether the allocation that starts at a granule is of a movable kind.
+    pub(crate) fn is_movable_at(&self, start: u64) -> bool {
+        self.id(start).is_some_and(|id| self.is_movable(id))
+    }
+
+    /// What an allocation that is moved keeps to, in granules; `None` where it has no descriptor.
+    pub(crate) fn align(&self, start: u64) -> Option<u128> {
+        let (chunk, slot) = self.chunk(self.id(start)?);
+        match chunk.aligns[slot] {
+            ODD => self.odd_aligns.get(&start).copied(),
+            exponent => Some(1 << exponent),
+        }
+    }
+
+    /// Makes a power of two what the allocation that starts at a granule keeps to, if it has a
+    /// descriptor.
+    pub(crate) fn set_align(&mut self, start: u64, exponent: u32) {
+        if let Some(id) = self.id(start) {
+            let align = &mut self.chunks[(id / SLOTS) as usize].aligns[(id % SLOTS) as usize];
+            if *align == ODD {
+                self.odd_aligns.remove(&start);
+            }
+            *align = exponent as u8;
+        }
+    }
+
+    /// Says of the allocation that starts at a granule whether it is loose, if it is movable.
+    fn note_loose(&mut self, start: u64) {
+        if self.is_movable_at(start) {
+            let loose = !self.pins.contains_key(&start) && !self.moving.contains_key(&start);
+            self.loose.set(start, loose);
+        }
+    }
+
+    /// Makes sure that so many more moves can be under way, and so many more things held.
+    pub(crate) fn ensure_moves(&mut self, moves: usize, holds: usize) -> Result<(), Error> {
+        self.moving.try_reserve(moves).map_err(|_| no_memory(moves * 16))?;
+        self.ensure_pins(holds)
+    }
+
+    /// Begins a move of the loose allocation that starts at `from`; its home starts at `to`, and is
+    /// held already. Room for the move must have been ensured.
+    pub(crate) fn begin_move(&mut self, from: u64, to: u64) -> Result<(), Error> {
+        self.loose.keep(to)?;
+        self.kept_homes += 1;
+        self.moving.insert(from, (to, true));
+        self.loose.set(from, false);
+        Ok(())
+    }
+
+    /// Gives a move up; what there is of the allocation stays where it is.
+    pub(crate) fn give_up_move(&mut self, from: u64, to: u64) {
+        self.loose.give(to);
+        self.kept_homes -= 1;
+        if self.moving(from, to) != Moving::Gone {
+            self.moving.remove(&from);
+            self.note_loose(from);
+        }
+    }
+
+    /// How a move stands.
+    pub(crate) fn moving(&self, from: u64, to: u64) -> Moving {
+        match self.moving.get(&from) {
+            Some(&(home, true)) if home == to && self.pins(from) == 0 => Moving::Ready,
+            Some(&(home, _)) if home == to => Moving::Stays,
+            _ => Moving::Gone,
+        }
+    }
+
+    /// The allocation that starts at a granule is not what it was: it is not moved any more.
+    pub(crate) fn cut_short(&mut self, start: u64) {
+        if !self.moving.is_empty()
+            && let Some((_, whole)) = self.moving.get_mut(&start)
+        {
+            *whole = false;
+        }
+    }
+
+    /// Makes a move that is ready: the descriptor is that of the allocation at `to` from now on. Never
+    /// needs memory.
+    pub(crate) fn make_move(&mut self, from: u64, to: u64) {
+        let at = self.find(from).expect("what is moved has a descriptor");
+        let id = self.take_out(at);
+        let odd = self.odd_aligns.remove(&from);
+        self.moving.remove(&from);
+        self.kept_homes -= 1;
+        self.loose.give(from);
+        let (chunk, slot) = self.chunk(id);
+        chunk.memory.set_start(slot, to);
+        self.insert(id, to);
+        if let Some(align) = odd {
+            self.odd_aligns.insert(to, align);
+        }
+        self.loose.set(to, true);
+    }
+
+    /// Holds the allocation that starts at a granule. Room must have been ensured.
+    pub(crate) fn hold(&mut self, start: u64) {
+        self.pins.insert(start, HELD);
+    }
+
+    /// Lets go of what was held.
+    pub(crate) fn let_go(&mut self, start: u64) {
+        self.pins.remove(&start);
     }
 
     // ---- the recount -----------------------------------------------------------------------
@@ -440,6 +642,9 @@ impl Descriptors {
             + self.table.len() * 4
             + self.owners.len() * 8
             + self.pins.len() * 16
+            + self.loose.bytes()
+            + self.moving.len() * 24
+            + self.odd_aligns.len() * 24
             + self.looks.len() * 16
     }
 
@@ -461,6 +666,7 @@ impl Descriptors {
         if count != self.live {
             return corrupt(format!("{} descriptors, recounted {count}", self.live));
         }
+        self.check_moving()?;
         let mut owners = vec![0; self.owners.len()];
         for id in self.ids(None).chain(self.released_ids()) {
             used[(id / SLOTS) as usize] |= 1 << (id % SLOTS);
@@ -490,4 +696,49 @@ impl Descriptors {
         }
         Ok(())
     }
+
+    /// Recounts what is there for moving.
+    fn check_moving(&self) -> Result<(), Error> {
+        let corrupt = |what: String| Err(Error::Corrupt { what });
+        let (mut loose, mut odd) = (0, 0);
+        let movable = self.ids(None).filter(|&id| self.is_movable(id)).map(|id| self.start(id));
+        let mut count = 0;
+        for start in movable {
+            let expected = !self.pins.contains_key(&start) && !self.moving.contains_key(&start);
+            if self.loose.get(start) != expected {
+                return corrupt(format!("granule {start}: loose is not {expected}"));
+            }
+            let Some(align) = self.align(start) else {
+                return corrupt(format!("granule {start}: its alignment is not known"));
+            };
+            loose += expected as u64;
+            odd += !align.is_power_of_two() as usize;
+            count += 1;
+        }
+        // Each move under way keeps a place where its home is.
+        let moves = self.kept_homes;
+        if (loose, count + moves) != self.loose.counts() || odd != self.odd_aligns.len() {
+            return corrupt(format!(
+                "{loose} loose of {count} movable with {moves} moves, {odd} aligned oddly; \
+                 kept {:?} and {}",
+                self.loose.counts(),
+                self.odd_aligns.len()
+            ));
+        }
+        match self.moving.keys().find(|&&start| !self.is_movable_at(start)) {
+            Some(start) => corrupt(format!("granule {start} is moving, but nothing movable")),
+            None => Ok(()),
+        }
+    }
+}
+
+/// How a move that is under way stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Moving {
+    /// The allocation is as it was, and not pinned.
+    Ready,
+    /// It has been pinned, or cut: it stays.
+    Stays,
+    /// It has been freed.
+    Gone,
 }

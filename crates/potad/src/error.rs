@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use crate::descriptor::HELD;
+
 /// Why there was no room.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reason {
@@ -51,7 +53,7 @@ pub enum Error {
     Busy {
         /// Where it starts.
         address: u64,
-        /// How often it is pinned.
+        /// How often it is pinned; `u32::MAX` where it is held while allocations are moved.
         pins: u32,
     },
     /// An argument makes no sense whatever the space holds.
@@ -107,6 +109,9 @@ impl fmt::Display for Error {
                 "address {address:#x} is not the start of an allocation, \
                  but inside the one of {size} at {start:#x}"
             ),
+            Error::Busy { address, pins: HELD } => {
+                write!(f, "{address:#x} is held while allocations are moved")
+            }
             Error::Busy { address, pins } => {
                 let times = if *pins == 1 { "once" } else { &format!("{pins} times") };
                 write!(f, "the allocation at {address:#x} is pinned {times}")

@@ -30,7 +30,10 @@
 //!   above hear of that. `walk`: reading them.
 //! - `block`: which block an allocation takes, and what a free merges. `many`: the same for batches.
 //!   `run`: contiguous searches.
-//! - `ranges`: sorted sets of granules. `record`, `descriptor`: kinds, owners, records and pins.
+//! - `ranges`: sorted sets of granules. `loose`: what may be moved. `record`, `descriptor`: kinds, owners,
+//!   records and pins.
+//! - `window`: which place for a run is the cheapest to empty. `pack`: whether what was there fits
+//!   elsewhere.
 //! - `space`: addresses, spans, arguments and errors.
 //! - `check`: the recount of everything from the bits.
 //!
@@ -45,7 +48,9 @@ mod check;
 mod descriptor;
 mod error;
 mod head;
+mod loose;
 mod many;
+mod pack;
 mod pool;
 mod probe;
 mod ranges;
@@ -56,6 +61,7 @@ mod space;
 mod tell;
 mod tree;
 mod walk;
+mod window;
 mod word;
 
 pub use descriptor::{Kind, Label, RECORD_MAX};
@@ -63,4 +69,4 @@ pub use error::{Error, Reason};
 pub use probe::{NoProbe, Probe};
 pub use record::Record;
 pub use run::Fit;
-pub use space::{Described, Descriptor, Space, Window};
+pub use space::{Described, Descriptor, Made, Move, Obstacle, Relocation, Space, Window};

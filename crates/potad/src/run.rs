@@ -45,7 +45,7 @@ pub(crate) struct Wanted {
 impl Wanted {
     /// The lowest start at or after `from` that is a multiple of `align`, if the run then ends at
     /// or before `last`.
-    fn start(&self, from: u64, last: u64, align: u128) -> Option<u64> {
+    pub(crate) fn start(&self, from: u64, last: u64, align: u128) -> Option<u64> {
         let absolute = (self.origin as u128 + from as u128).checked_next_multiple_of(align)?;
         let start = absolute - self.origin as u128;
         let end = start.checked_add(self.length as u128 - 1)?;

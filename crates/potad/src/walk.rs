@@ -77,6 +77,12 @@ impl<P: Probe> Tree<P> {
         self.state_at(&self.place(position), position)
     }
 
+    /// The same, and the level of the node in which it stands.
+    pub(crate) fn state_with_level(&self, position: u64) -> (u32, State) {
+        let place = self.place(position);
+        (place.level, self.state_at(&place, position))
+    }
+
     /// Whether an allocation starts at `position`.
     pub(crate) fn is_start(&self, position: u64) -> bool {
         self.state(position) == State::Used { head: true }

@@ -41,7 +41,7 @@ impl Pair {
     fn new() -> Self {
         let mut space = Space::new(1 << 20, 1 << 14, 1).expect("a space");
         let sizes = [0, 1, 16, 360, 4096];
-        let kinds = sizes.map(|bytes| (space.add_kind(bytes).expect("a kind"), bytes));
+        let kinds = sizes.map(|bytes| (space.add_kind(bytes, false).expect("a kind"), bytes));
         Pair {
             space,
             kinds: kinds.to_vec(),
@@ -59,7 +59,7 @@ impl Pair {
         let kind = random.pick(&[None, Some(0), Some(1), Some(2), Some(3), Some(4)]);
         let owner = random.within(0..4) as u32;
         let label = Label { kind: kind.map(|kind: usize| self.kinds[kind].0), owner };
-        self.space.describe(start, label).expect("it has none yet");
+        self.space.describe(start, label, 1).expect("it has none yet");
         let length = kind.map_or(0, |kind| self.kinds[kind].1);
         self.live.insert(start, Known { size, label, record: vec![0; length], pins: 0 });
         if owner != 0 {
@@ -243,14 +243,14 @@ fn a_million_descriptors_of_five_kinds() {
     const COUNT: usize = 1_000_000;
     let mut random = Random::new(29);
     let mut space = Space::new(0, 1 << 22, 1).expect("a space");
-    let kinds = [0, 8, 16, 24, 40].map(|bytes| space.add_kind(bytes).expect("a kind"));
+    let kinds = [0, 8, 16, 24, 40].map(|bytes| space.add_kind(bytes, false).expect("a kind"));
     let mut live: Vec<(u64, Kind, u64)> = Vec::new();
     let mut number = 0;
     let mut make = |space: &mut Space, random: &mut Random| {
         let kind = random.pick(&kinds);
         let start = space.alloc(1 << random.within(0..2)).expect("there is room");
         number += 1;
-        space.describe(start, Label { kind: Some(kind), owner: 0 }).expect("it has none");
+        space.describe(start, Label { kind: Some(kind), owner: 0 }, 1).expect("it has none");
         let record = space.look(start).expect("it has a kind");
         if record.len() >= 8 {
             // SAFETY: the record's first bytes, which nothing else touches.
@@ -286,11 +286,11 @@ fn a_million_descriptors_of_five_kinds() {
 fn what_a_descriptor_takes() {
     for count in [100_000usize, 150_000, 229_000, 230_000] {
         let mut space = Space::new(0, 1 << 20, 1).expect("a space");
-        let kind = space.add_kind(360).expect("a kind");
+        let kind = space.add_kind(360, false).expect("a kind");
         let all = space.alloc_many(1, count).expect("there is room");
         let before = space.metadata_bytes();
         for &start in &all {
-            space.describe(start, Label { kind: Some(kind), owner: 7 }).expect("it has none");
+            space.describe(start, Label { kind: Some(kind), owner: 7 }, 1).expect("it has none");
         }
         let bytes = (space.metadata_bytes() - before) as f64 / count as f64;
         assert!(bytes <= 384.0, "{bytes} bytes each of {count}");
@@ -300,16 +300,16 @@ fn what_a_descriptor_takes() {
 #[test]
 fn bad_calls_change_nothing() {
     let mut space = Space::new(0, 1 << 12, 1).expect("a space");
-    assert!(matches!(space.add_kind(65_537), Err(Error::Argument { name: "record", .. })));
-    let kind = space.add_kind(65_536).expect("a kind");
+    assert!(matches!(space.add_kind(65_537, false), Err(Error::Argument { name: "record", .. })));
+    let kind = space.add_kind(65_536, false).expect("a kind");
     let mut other = Space::new(0, 1 << 12, 1).expect("a space");
     let at = other.alloc(4).expect("there is room");
     let label = Label { kind: Some(kind), owner: 1 };
-    assert!(matches!(other.describe(at, label), Err(Error::Argument { name: "kind", .. })));
+    assert!(matches!(other.describe(at, label, 1), Err(Error::Argument { name: "kind", .. })));
     let at = space.alloc(4).expect("there is room");
-    assert!(matches!(space.describe(at + 1, label), Err(Error::NotAllocated { .. })));
-    space.describe(at, label).expect("it has none");
-    assert!(matches!(space.describe(at, label), Err(Error::Argument { name: "address", .. })));
+    assert!(matches!(space.describe(at + 1, label, 1), Err(Error::NotAllocated { .. })));
+    space.describe(at, label, 1).expect("it has none");
+    assert!(matches!(space.describe(at, label, 1), Err(Error::Argument { name: "address", .. })));
     assert!(matches!(space.pin(100), Err(Error::NotAllocated { address: 100, .. })));
     assert!(matches!(space.unpin(at), Err(Error::Argument { name: "address", .. })));
     assert_eq!(space.pin_range(at + 4, 100).map_err(|_| ()), Err(()));

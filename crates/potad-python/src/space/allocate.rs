@@ -58,7 +58,7 @@ impl Space {
         let within = convert::window(within)?;
         let named = Named::new(kind, owner);
         let alloc = move |space: &mut potad::Space| space.alloc_within(size, within);
-        self.shared.brief(py, |state| state.allocate(named, alloc, one))
+        self.shared.brief(py, |state| state.allocate(named, None, alloc, one))
     }
 
     /// Allocates exactly `size` of contiguous space, rounded up to granules, wherever it fits.
@@ -125,7 +125,8 @@ impl Space {
         let alloc =
             move |space: &mut potad::Space| space.alloc_run(size, align.unwrap_or(1), within, fit);
         let named = Named::new(kind, owner);
-        self.shared.long(py, |state| state.allocate(named, alloc, one))
+        let align = align.unwrap_or(1);
+        self.shared.long(py, |state| state.allocate(named, Some(align), alloc, one))
     }
 
     /// Allocates exactly the range of `size` from `address` on.
@@ -162,7 +163,8 @@ impl Space {
         let size = convert::size("size", size)?;
         let named = Named::new(kind, owner);
         let alloc = move |space: &mut potad::Space| space.alloc_at(address, size);
-        self.shared.brief(py, |state| state.allocate(named, alloc, one))
+        // Nothing but the address itself was asked for.
+        self.shared.brief(py, |state| state.allocate(named, Some(1), alloc, one))
     }
 
     /// Allocates `size` in as few blocks as the free space allows: all of it or nothing.
@@ -210,7 +212,7 @@ impl Space {
         let starts = |blocks: &Vec<(u64, u128)>| {
             blocks.iter().map(|block| block.0).collect::<Vec<_>>().into_iter()
         };
-        let blocks = self.shared.long(py, |state| state.allocate(named, alloc, starts))?;
+        let blocks = self.shared.long(py, |state| state.allocate(named, None, alloc, starts))?;
         ranges(py, blocks)
     }
 

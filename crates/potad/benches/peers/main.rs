@@ -397,11 +397,11 @@ fn described() {
     let mut random = Random::new(9);
     let orders: Vec<u32> = (0..1 << 18).map(|_| random.order().min(7)).collect();
     let space = &mut churn.peer.0;
-    let kind = space.add_kind(360).expect("a kind");
+    let kind = space.add_kind(360, false).expect("a kind");
     // Some that stay, so that the tables are not empty.
     for _ in 0..10_000 {
         let at = space.alloc(4096).expect("there is room");
-        space.describe(at, Label { kind: Some(kind), owner: 1 }).expect("it has none");
+        space.describe(at, Label { kind: Some(kind), owner: 1 }, 1).expect("it has none");
     }
     let mut times = [const { Vec::new() }; 2];
     let before = space.used();
@@ -431,12 +431,12 @@ fn described() {
     println!("bytes kept for an allocation with a record of 360 bytes, and an owner");
     for count in [100_000usize, 230_000, 458_000] {
         let mut space = Space::new(0, 1 << 32, 4096).expect("a space");
-        let kind = space.add_kind(360).expect("a kind");
+        let kind = space.add_kind(360, false).expect("a kind");
         let all = space.alloc_many(4096, count).expect("there is room");
         let (metadata, before) = (space.metadata_bytes(), resident());
         for at in all {
             let label = Label { kind: Some(kind), owner: 1 };
-            space.describe(at, label).expect("it has none");
+            space.describe(at, label, 1).expect("it has none");
             let record = space.look(at).expect("it has a kind");
             // SAFETY: the record's own bytes, which nothing else touches: made resident.
             unsafe { record.as_ptr().write_bytes(1, record.len()) };

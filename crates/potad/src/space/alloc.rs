@@ -134,6 +134,30 @@ impl<P: Probe> Space<P> {
         within: Window,
         fit: Fit,
     ) -> Result<u64, Error> {
+        let (wanted, window) = self.run_wanted(size, align, within)?;
+        self.tree.settle();
+        let found = match (window, wanted) {
+            (Some((first, last)), Some(wanted)) => {
+                self.tree.find_run(&Wanted { first, last, ..wanted }, fit)
+            }
+            // All 2^64 granules: the block of order 64, if the whole space is it.
+            (Some((0, u64::MAX)), None) if size.div_ceil(1 << self.shift) == ADDRESS_END => {
+                self.tree.next_block(1 << 64, 0).map(|(block, _)| block)
+            }
+            _ => None,
+        };
+        found.ok_or_else(|| self.no_run(size, align, None))
+    }
+
+    /// A run in granules, `None` where it is longer than 2^64 less one; and first and last position of
+    /// the window, if that leaves any.
+    #[expect(clippy::type_complexity, reason = "two options that have a sentence each")]
+    pub(super) fn run_wanted(
+        &self,
+        size: u128,
+        align: u128,
+        within: Window,
+    ) -> Result<(Option<Wanted>, Option<(u64, u64)>), Error> {
         if size == 0 {
             return Err(Error::argument("size", size, "above 0"));
         }
@@ -142,29 +166,24 @@ impl<P: Probe> Space<P> {
         }
         let window = self.window(within)?;
         let length = size.min(ADDRESS_END + 1).div_ceil(1 << self.shift);
-        self.tree.settle();
-        // In granules: the start is a multiple of both the alignment and the granule.
-        let align = align >> align.trailing_zeros().min(self.shift);
-        let found = match (window, u64::try_from(length)) {
-            (Some((first, last)), Ok(length)) => {
-                let wanted = Wanted { length, align, origin: self.origin, first, last };
-                self.tree.find_run(&wanted, fit)
-            }
-            // All 2^64 granules: the block of order 64, if the whole space is it.
-            (Some((0, u64::MAX)), Err(_)) if length == ADDRESS_END => {
-                self.tree.next_block(1 << 64, 0).map(|(block, _)| block)
-            }
-            _ => None,
-        };
-        found.ok_or_else(|| {
-            let align = align << self.shift;
-            let detail = if align == 1 << self.shift {
-                String::new()
-            } else {
-                format!("aligned to {align}")
-            };
-            self.no_room(size, detail)
-        })
+        let align = self.align_in_granules(align);
+        let (origin, first, last) = (self.origin, 0, self.last);
+        let length = u64::try_from(length).ok();
+        Ok((length.map(|length| Wanted { length, align, origin, first, last }), window))
+    }
+
+    /// An alignment in granules: a start is a multiple of both the alignment and the granule.
+    pub(super) fn align_in_granules(&self, align: u128) -> u128 {
+        align >> align.trailing_zeros().min(self.shift)
+    }
+
+    /// There is no such run; if it was to be made by moving, not even so, because of what is in the way.
+    #[cold]
+    pub(super) fn no_run(&mut self, size: u128, align: u128, in_the_way: Option<String>) -> Error {
+        let align = self.align_in_granules(align) << self.shift;
+        let aligned = (align != 1 << self.shift).then(|| format!("aligned to {align}"));
+        let detail: Vec<String> = aligned.into_iter().chain(in_the_way).collect();
+        self.no_room(size, detail.join("; "))
     }
 
     /// Exactly `size`, rounded up to granules, of contiguous space at a multiple of `align`. If

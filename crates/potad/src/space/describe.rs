@@ -5,8 +5,8 @@
 
 use std::collections::HashMap;
 
-use super::{Space, Window};
-use crate::descriptor::{Descriptors, Kind, Label};
+use super::{ADDRESS_END, Space, Window};
+use crate::descriptor::{Descriptors, HELD, Kind, Label};
 use crate::error::Error;
 use crate::probe::Probe;
 use crate::record::Record;
@@ -23,20 +23,23 @@ pub struct Described {
     pub label: Label,
     /// How often it is pinned.
     pub pins: u32,
+    /// Whether it is no allocation of a caller's, but what is held while others are moved.
+    pub held: bool,
 }
 
 impl<P: Probe> Space<P> {
-    /// Makes a kind known whose allocations have records of so many bytes, 0 to 65,536.
-    pub fn add_kind(&mut self, record: usize) -> Result<Kind, Error> {
-        self.descriptors_mut().add_kind(record)
+    /// Makes a kind known whose allocations have records of so many bytes, 0 to 65,536, and may be moved
+    /// or not.
+    pub fn add_kind(&mut self, record: usize, movable: bool) -> Result<Kind, Error> {
+        self.descriptors_mut().add_kind(record, movable)
     }
 
-    fn descriptors_mut(&mut self) -> &mut Descriptors {
+    pub(super) fn descriptors_mut(&mut self) -> &mut Descriptors {
         self.descriptors.get_or_insert_with(|| Box::new(Descriptors::new()))
     }
 
     /// Absolute granule of an address of the space.
-    fn granule_at(&self, address: u64) -> u64 {
+    pub(super) fn granule_at(&self, address: u64) -> u64 {
         address >> self.shift
     }
 
@@ -51,7 +54,7 @@ impl<P: Probe> Space<P> {
         let address = self.alloc_within(size, within)?;
         let start = self.granule_at(address);
         if label != Label::default()
-            && let Err(error) = self.descriptors_mut().add(start, label)
+            && let Err(error) = self.add_descriptor(start, label, 1 << self.order("size", size)?)
         {
             self.free(address).expect("it was just allocated");
             return Err(error);
@@ -68,22 +71,29 @@ impl<P: Probe> Space<P> {
     }
 
     /// Gives the allocation that starts at `address`, and has no descriptor yet, a kind and an owner.
-    /// Its record is zero.
+    /// Its record is zero. If it is moved, it starts at a multiple of `align` address units: what it was
+    /// allocated with.
     ///
     /// To allocate a run with a descriptor, allocate, describe, and free what was allocated if that
     /// fails.
-    pub fn describe(&mut self, address: u64, label: Label) -> Result<(), Error> {
+    pub fn describe(&mut self, address: u64, label: Label, align: u128) -> Result<(), Error> {
+        if align == 0 || align > ADDRESS_END {
+            return Err(Error::argument("align", align, "1 to 2^64"));
+        }
         if label == Label::default() {
             return Ok(());
         }
         self.start_of(address)?;
         self.must_know(label)?;
         let start = self.granule_at(address);
-        let descriptors = self.descriptors_mut();
-        if descriptors.id(start).is_some() {
+        if self.descriptors_mut().id(start).is_some() {
             return Err(Error::argument("address", address, "that of an allocation without any"));
         }
-        descriptors.add(start, label).map(drop)
+        self.add_descriptor(start, label, self.align_in_granules(align))
+    }
+
+    fn add_descriptor(&mut self, start: u64, label: Label, align: u128) -> Result<(), Error> {
+        self.descriptors_mut().add(start, label, align).map(drop)
     }
 
     /// Whether an allocation starts at `address`; otherwise what there is.
@@ -102,12 +112,15 @@ impl<P: Probe> Space<P> {
 
     /// What is known about the allocation that starts at `start` and has this size.
     pub fn described(&self, start: u64, size: u128) -> Described {
-        let mut described = Described { start, size, label: Label::default(), pins: 0 };
+        let mut described =
+            Described { start, size, label: Label::default(), pins: 0, held: false };
         if let Some(descriptors) = &self.descriptors {
             let granule = self.granule_at(start);
-            described.label =
-                descriptors.id(granule).map_or(Label::default(), |id| descriptors.label(id));
-            described.pins = descriptors.pins(granule);
+            described.label = descriptors.label_at(granule);
+            match descriptors.pins(granule) {
+                HELD => described.held = true,
+                pins => described.pins = pins,
+            }
         }
         described
     }
@@ -208,6 +221,9 @@ impl<P: Probe> Space<P> {
     /// Unpins the allocation that `address` lies in once. How often it is pinned now.
     pub fn unpin(&mut self, address: u64) -> Result<u32, Error> {
         let Some(found) = self.lookup(address) else { return Err(self.not_start(address)) };
+        if self.pins(found.start) == HELD {
+            return Err(Error::Busy { address: found.start, pins: HELD });
+        }
         if self.pins(found.start) == 0 {
             let address = format!("{:#x}", found.start);
             return Err(Error::Argument {
@@ -245,8 +261,8 @@ impl<P: Probe> Space<P> {
 
     /// Pins allocations by their starts, all or none.
     fn pin_all(&mut self, starts: &[u64]) -> Result<(), Error> {
-        if let Some(&most) = starts.iter().find(|&&start| self.pins(start) == u32::MAX) {
-            return Err(Error::Busy { address: most, pins: u32::MAX });
+        if let Some(&most) = starts.iter().find(|&&start| self.pins(start) >= HELD - 1) {
+            return Err(Error::Busy { address: most, pins: self.pins(most) });
         }
         let shift = self.shift;
         let descriptors = self.descriptors_mut();
@@ -284,14 +300,31 @@ impl<P: Probe> Space<P> {
         }
     }
 
-    /// Says of what will start at `position`, inside the allocation that starts at `from`, what is
-    /// known of that.
-    pub(super) fn describe_alike(&mut self, from: u64, position: u64) -> Result<(), Error> {
-        match &mut self.descriptors {
-            Some(descriptors) => {
-                descriptors.duplicate(self.origin + from, self.origin + position).map(drop)
-            }
-            None => Ok(()),
+    /// Says of what will start at `position`, inside the allocation `first..=last`, what is known of that.
+    pub(super) fn describe_alike(
+        &mut self,
+        (first, last): (u64, u64),
+        position: u64,
+    ) -> Result<(), Error> {
+        let (from, to) = (self.origin + first, self.origin + position);
+        let Some(descriptors) = &mut self.descriptors else { return Ok(()) };
+        let (whole, piece) = ((last - first) as u128 + 1, (last - position) as u128 + 1);
+        let align = descriptors.align(from).unwrap_or(1);
+        let kept = Self::piece_align(align, whole, piece, Some(to)).unwrap_or(0);
+        descriptors.duplicate(from, to, 1 << kept).map(drop)
+    }
+
+    /// The allocation `first..=last` is about to end before `end`: it is not moved any more if it was
+    /// about to be, and keeps to a smaller alignment, as its size does.
+    pub(super) fn cut_short(&mut self, (first, last): (u64, u64), end: u64) {
+        let from = self.origin + first;
+        let Some(descriptors) = &mut self.descriptors else { return };
+        let (whole, piece) = ((last - first) as u128 + 1, (end - first) as u128);
+        descriptors.cut_short(from);
+        if let Some(align) = descriptors.align(from)
+            && let Some(kept) = Self::piece_align(align, whole, piece, None)
+        {
+            descriptors.set_align(from, kept);
         }
     }
 

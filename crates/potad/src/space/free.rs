@@ -178,9 +178,11 @@ impl<P: Probe> Space<P> {
         let goes_on =
             last < self.last && self.tree.state(last + 1) == (State::Used { head: false });
         if goes_on {
-            self.describe_alike(self.tree.first(last), last + 1)?;
+            let whole = (self.tree.first(last), self.tree.last(last));
+            self.describe_alike(whole, last + 1)?;
         }
         if !self.tree.is_start(first) {
+            self.cut_short((self.tree.first(first), self.tree.last(first)), first);
             self.tree.split(first);
         }
         if goes_on {
@@ -217,7 +219,9 @@ impl<P: Probe> Space<P> {
         self.tree.ensure_detail(1)?;
         let (first, _) = self.positions(&self.granules(address, size));
         let second = first + (size >> self.shift) as u64;
-        self.describe_alike(first, second)?;
+        let (_, last) = self.positions(&self.granules(address, whole.size));
+        self.describe_alike((first, last), second)?;
+        self.cut_short((first, last), second);
         self.tree.split(second);
         Ok(())
     }

@@ -7,13 +7,17 @@
 //! (see `head`) may have become like any other free space.
 
 mod alloc;
+mod compact;
 mod describe;
+mod draft;
 mod free;
+mod relocate;
 mod spans;
 
 use std::ops::Range;
 
 pub use describe::Described;
+pub use relocate::{Made, Move, Obstacle, Relocation};
 
 use crate::descriptor::Descriptors;
 use crate::error::Error;

@@ -1,0 +1,515 @@
+//! Relocation: room for a run, or for blocks, by moving what is in the way.
+//!
+//! # How a move is made
+//!
+//! A [`Relocation`] says which windows are to be emptied and where each allocation in them is to go.
+//! From when it is begun until it is finished or given up, the new homes and what is free in the windows
+//! are *held*: nobody else gets them, and they are not freed. The allocations themselves stay what they
+//! are, and usable: they may be freed, pinned or cut meanwhile, by whoever asks their owners or by
+//! anybody else. Only when a move is made ([`Space::make_move`]) it shows whether it still can be:
+//! from one moment to the next the allocation is at its new address, with its descriptor, and what it
+//! left in the window is held as well. So everything between two such moments is a whole state, and
+//! whoever shares a space behind a lock need not keep it locked while owners are asked.
+//!
+//! # Which window
+//!
+//! The cheapest of all ([`window`](crate::window)); of the next cheapest only if there is not room for
+//! what would have to leave it.
+
+use super::draft::{Draft, between};
+use super::{Space, Window};
+use crate::descriptor::{Label, Moving};
+use crate::error::Error;
+use crate::loose::Loose;
+use crate::pack;
+use crate::probe::Probe;
+use crate::run::{Fit, Wanted};
+use crate::window::{Candidate, Terms};
+
+/// An allocation and where it goes, or went.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Move {
+    /// Its address before.
+    pub old: u64,
+    /// Its address after.
+    pub new: u64,
+    /// Its size in address units.
+    pub size: u128,
+    /// What it is, and whose.
+    pub label: Label,
+}
+
+/// What became of a move.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Made {
+    /// The allocation is at its new address.
+    Moved,
+    /// It was freed before it was moved.
+    Gone,
+    /// It was pinned or cut, or memory of its new home failed: it stays.
+    Stays,
+}
+
+/// Moves under way; see [`Space::begin_run`]. To be finished or given up: until then what it holds is
+/// nobody's.
+#[must_use]
+#[derive(Debug)]
+pub struct Relocation {
+    /// Start and size of what is emptied, ascending.
+    windows: Vec<(u64, u128)>,
+    moves: Vec<Move>,
+    /// Which of the moves are made, or were found to be of something gone.
+    done: Vec<bool>,
+    /// Starts and sizes of what is held in the windows.
+    holds: Vec<(u64, u128)>,
+}
+
+impl Relocation {
+    /// What is emptied: start and size of each window.
+    pub fn windows(&self) -> &[(u64, u128)] {
+        &self.windows
+    }
+
+    /// The moves it takes.
+    pub fn moves(&self) -> &[Move] {
+        &self.moves
+    }
+
+    /// Address units that are moved.
+    pub fn size(&self) -> u128 {
+        self.moves.iter().map(|it| it.size).sum()
+    }
+}
+
+/// What keeps a run from being had, as [`Space::obstacles`] adds it up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Obstacle {
+    /// What it is, and whose.
+    pub label: Label,
+    /// Whether it is of a movable kind, and pinned; otherwise it is not movable.
+    pub pinned: bool,
+    /// How many allocations.
+    pub count: u64,
+    /// What they come to, in address units.
+    pub size: u128,
+}
+
+/// How many windows are tried one after the other before the next, larger number is looked for.
+const TRIED_FIRST: usize = 1;
+const TRIED_FACTOR: usize = 16;
+const TRIED_MAX: usize = 1 << 12;
+
+impl<P: Probe> Space<P> {
+    /// A run as [`Space::alloc_run`] gives it; if none is free, one is made by moving allocations of
+    /// movable kinds that are not pinned, with the fewest address units moved. `moved` hears of each.
+    ///
+    /// All or nothing. Nobody is asked: for owners who may refuse see [`Space::begin_run`].
+    pub fn alloc_run_moving(
+        &mut self,
+        size: u128,
+        align: u128,
+        within: Window,
+        fit: Fit,
+        mut moved: impl FnMut(&Move),
+    ) -> Result<u64, Error> {
+        match self.alloc_run(size, align, within, fit) {
+            Err(Error::OutOfSpace { .. }) => {}
+            done => return done,
+        }
+        let mut relocation = self.begin_run(size, align, within, &[])?;
+        self.make_moves(&mut relocation)?;
+        let start = self.finish_run(&mut relocation)?.expect("nobody came between");
+        relocation.moves.iter().for_each(&mut moved);
+        Ok(start)
+    }
+
+    /// Makes all moves of a relocation that nobody had the time to disturb, or none.
+    pub(super) fn make_moves(&mut self, relocation: &mut Relocation) -> Result<(), Error> {
+        for at in 0..relocation.moves.len() {
+            if let Err(error) = self.make_move(relocation, at) {
+                self.take_back(relocation);
+                return Err(error);
+            }
+        }
+        Ok(())
+    }
+
+    /// Where a run could be had and what would have to be moved, without doing any of it.
+    pub fn plan_run(
+        &mut self,
+        size: u128,
+        align: u128,
+        within: Window,
+        fit: Fit,
+    ) -> Result<(u64, Vec<Move>), Error> {
+        match self.find_run(size, align, within, fit) {
+            Err(Error::OutOfSpace { .. }) => {}
+            found => return found.map(|start| (start, Vec::new())),
+        }
+        let mut relocation = self.begin_run(size, align, within, &[])?;
+        self.give_up(&mut relocation);
+        Ok((relocation.windows[0].0, relocation.moves))
+    }
+
+    /// Begins to make room for a run of which none is free: chooses the window, and holds it and the new
+    /// homes. Allocations at `refused`, by their starts, are not moved.
+    ///
+    /// Then make the moves, and [`finish_run`](Space::finish_run) or [`give_up`](Space::give_up).
+    pub fn begin_run(
+        &mut self,
+        size: u128,
+        align: u128,
+        within: Window,
+        refused: &[u64],
+    ) -> Result<Relocation, Error> {
+        let (wanted, window) = self.run_wanted(size, align, within)?;
+        let found = match (wanted, window) {
+            (Some(wanted), Some(window)) => self.draft_run(&wanted, window, refused)?,
+            _ => None,
+        };
+        match found {
+            Some(relocation) => Ok(relocation),
+            None => {
+                let in_the_way = self.in_the_way(within)?;
+                Err(self.no_run(size, align, Some(in_the_way)))
+            }
+        }
+    }
+
+    fn draft_run(
+        &mut self,
+        wanted: &Wanted,
+        window: (u64, u64),
+        refused: &[u64],
+    ) -> Result<Option<Relocation>, Error> {
+        self.tree.settle();
+        let mut steps = pack::STEPS;
+        let (mut after, mut count) = (None, TRIED_FIRST);
+        loop {
+            // The first is the first of all; that a start in between may do matters from then on.
+            let every = after.is_some();
+            let candidates = self.cheapest(wanted, window, refused, after, every, count);
+            for candidate in &candidates {
+                let window = (candidate.start, candidate.start + (wanted.length - 1));
+                if let Some(relocation) = self.draft(&[window], &mut steps)? {
+                    return Ok(Some(relocation));
+                }
+            }
+            if candidates.len() < count {
+                return Ok(None);
+            }
+            after = candidates.last().copied();
+            count = (count * TRIED_FACTOR).min(TRIED_MAX);
+        }
+    }
+
+    pub(super) fn cheapest(
+        &self,
+        wanted: &Wanted,
+        window: (u64, u64),
+        refused: &[u64],
+        after: Option<Candidate>,
+        every: bool,
+        count: usize,
+    ) -> Vec<Candidate> {
+        let nothing = Loose::default();
+        let loose = self.descriptors.as_ref().map_or(&nothing, |descriptors| &descriptors.loose);
+        let available = self.available() >> self.shift;
+        let mut barriers = self.retired.clone();
+        for found in refused.iter().filter_map(|&start| self.lookup(start)) {
+            barriers.insert(self.granules(found.start, found.size));
+        }
+        let stretches = between(window, self.origin, barriers.iter());
+        let terms = Terms { available, after, every, count };
+        self.tree.cheapest(wanted, stretches.into_iter(), loose, terms)
+    }
+
+    /// Holds windows, all that is in the way in which is loose, and homes for what is; `None` where
+    /// there is not room for all of it.
+    fn draft(
+        &mut self,
+        windows: &[(u64, u64)],
+        steps: &mut u32,
+    ) -> Result<Option<Relocation>, Error> {
+        let (mut holds, mut drafts) = (Vec::new(), Vec::new());
+        let done = self.draft_all(windows, &mut holds, &mut drafts, steps);
+        let done = match done {
+            Ok(true) => self.begin_moves(windows, &holds, &drafts).map(Some),
+            Ok(false) => Ok(None),
+            Err(error) => Err(error),
+        };
+        if !matches!(done, Ok(Some(_))) {
+            self.undo_draft(drafts.iter().map(Draft::home).chain(holds));
+        }
+        done
+    }
+
+    fn draft_all(
+        &mut self,
+        windows: &[(u64, u64)],
+        holds: &mut Vec<(u64, u64)>,
+        drafts: &mut Vec<Draft>,
+        steps: &mut u32,
+    ) -> Result<bool, Error> {
+        let mut victims = Vec::new();
+        for &window in windows {
+            victims.extend(self.draft_holds(window, holds)?);
+        }
+        victims.dedup();
+        self.draft_homes(&victims, drafts, steps)
+    }
+
+    /// Makes a relocation of what was drafted.
+    pub(super) fn begin_moves(
+        &mut self,
+        windows: &[(u64, u64)],
+        holds: &[(u64, u64)],
+        drafts: &[Draft],
+    ) -> Result<Relocation, Error> {
+        let mut relocation = Relocation {
+            windows: windows.iter().map(|&window| self.stretch(window)).collect(),
+            moves: Vec::new(),
+            done: vec![false; drafts.len()],
+            holds: holds.iter().map(|&hold| self.stretch(hold)).collect(),
+        };
+        // What a window is left by is held besides: one stretch more for each.
+        let held = holds.len() + 2 * drafts.len();
+        let (origin, shift) = (self.origin, self.shift);
+        let descriptors = self.descriptors_mut();
+        descriptors.ensure_moves(drafts.len(), held)?;
+        for draft in drafts {
+            let (from, to) = (origin + draft.old.0, origin + draft.new);
+            if let Err(error) = descriptors.begin_move(from, to) {
+                for done in &relocation.moves {
+                    descriptors.give_up_move(done.old >> shift, done.new >> shift);
+                }
+                return Err(error);
+            }
+            let label = descriptors.label_at(from);
+            let size = ((draft.old.1 - draft.old.0) as u128 + 1) << shift;
+            relocation.moves.push(Move { old: from << shift, new: to << shift, size, label });
+        }
+        let homes = relocation.moves.iter().map(|it| it.new);
+        for start in homes.chain(relocation.holds.iter().map(|hold| hold.0)) {
+            descriptors.hold(start >> shift);
+        }
+        Ok(relocation)
+    }
+
+    /// Start and size of a stretch of positions.
+    fn stretch(&self, (first, last): (u64, u64)) -> (u64, u128) {
+        (self.address(first), self.units((last - first) as u128 + 1))
+    }
+
+    /// First and last position of a range of addresses.
+    fn stretch_at(&self, start: u64, size: u128) -> (u64, u64) {
+        self.positions(&self.granules(start, size))
+    }
+
+    /// Makes one move of a relocation, by its number, if it still can be made.
+    ///
+    /// Where it cannot, its new home goes on being held until the relocation is finished or given up, so
+    /// that an owner who has agreed already can be told.
+    pub fn make_move(&mut self, relocation: &mut Relocation, number: usize) -> Result<Made, Error> {
+        let Move { old, new, size, .. } = relocation.moves[number];
+        if relocation.done[number] {
+            return Ok(Made::Moved);
+        }
+        let (from, to) = (self.granule_at(old), self.granule_at(new));
+        let failed = self.is_retiring(new, size);
+        let windows = relocation.windows.iter();
+        let left: Vec<(u64, u128)> =
+            windows.filter_map(|&window| common(window, (old, size))).collect();
+        match self.descriptors_mut().moving(from, to) {
+            Moving::Ready if !failed => {}
+            Moving::Gone => {
+                relocation.done[number] = true;
+                self.release_home(relocation.moves[number]);
+                // Somebody may have taken some of it already: that shows when it is finished.
+                self.hold_left(&left, relocation)?;
+                return Ok(Made::Gone);
+            }
+            _ => return Ok(Made::Stays),
+        }
+        self.tree.ensure_detail(2 * left.len())?;
+        self.descriptors_mut().ensure_moves(0, left.len())?;
+        let (first, last) = self.stretch_at(old, size);
+        self.tree.vacate(first, last);
+        let descriptors = self.descriptors_mut();
+        descriptors.let_go(to);
+        descriptors.make_move(from, to);
+        relocation.done[number] = true;
+        if !self.retired.is_empty() {
+            self.withdraw(first, last);
+        }
+        self.hold_left(&left, relocation)?;
+        Ok(Made::Moved)
+    }
+
+    /// Holds what is free of parts of windows that something has left.
+    fn hold_left(
+        &mut self,
+        left: &[(u64, u128)],
+        relocation: &mut Relocation,
+    ) -> Result<(), Error> {
+        for &(start, size) in left {
+            self.tree.settle();
+            let mut held = Vec::new();
+            let done = self.draft_holds(self.stretch_at(start, size), &mut held);
+            self.descriptors_mut().ensure_moves(0, held.len())?;
+            for stretch in held {
+                let (start, size) = self.stretch(stretch);
+                let granule = self.granule_at(start);
+                self.descriptors_mut().hold(granule);
+                relocation.holds.push((start, size));
+            }
+            done?;
+        }
+        Ok(())
+    }
+
+    /// Frees the home of a move that is not made, and whoever was to move is loose again.
+    fn release_home(&mut self, it: Move) {
+        let (from, to) = (self.granule_at(it.old), self.granule_at(it.new));
+        self.descriptors_mut().give_up_move(from, to);
+        self.release_hold(it.new, it.size);
+    }
+
+    fn release_hold(&mut self, start: u64, size: u128) {
+        let granule = self.granule_at(start);
+        self.descriptors_mut().let_go(granule);
+        let (first, last) = self.stretch_at(start, size);
+        self.tree.vacate(first, last);
+        if !self.retired.is_empty() {
+            self.withdraw(first, last);
+        }
+    }
+
+    /// Ends a relocation: what it holds is free, and moves that were not made are not. Moves that were
+    /// made stay made.
+    pub fn give_up(&mut self, relocation: &mut Relocation) {
+        for (number, done) in relocation.done.iter_mut().enumerate() {
+            if !std::mem::replace(done, true) {
+                self.release_home(relocation.moves[number]);
+            }
+        }
+        for (start, size) in std::mem::take(&mut relocation.holds) {
+            self.release_hold(start, size);
+        }
+    }
+
+    /// Undoes moves that were just made, and gives up.
+    fn take_back(&mut self, relocation: &mut Relocation) {
+        let made: Vec<Move> = relocation
+            .moves
+            .iter()
+            .zip(&relocation.done)
+            .filter(|&(_, &done)| done)
+            .map(|(it, _)| *it)
+            .collect();
+        self.give_up(relocation);
+        for it in made.into_iter().rev() {
+            // Where it was is free again, so that metadata for it has just been there.
+            if let Ok(mut back) = self.begin_move(it.new, it.old) {
+                let _ = self.make_move(&mut back, 0);
+                self.give_up(&mut back);
+            }
+        }
+    }
+
+    /// Ends a relocation for a run: the run, if all of its window was emptied and is held; otherwise it
+    /// is given up.
+    pub fn finish_run(&mut self, relocation: &mut Relocation) -> Result<Option<u64>, Error> {
+        let &[(start, size)] = &relocation.windows[..] else { return Ok(None) };
+        let ready = self.emptied(relocation) == 1;
+        let room = if ready { self.tree.ensure_detail(2) } else { Ok(()) };
+        self.give_up(relocation);
+        room?;
+        if !ready {
+            return Ok(None);
+        }
+        let (first, last) = self.stretch_at(start, size);
+        self.tree.occupy(first, last);
+        Ok(Some(start))
+    }
+
+    /// How many windows of a relocation are held as a whole, and have nothing retired in them.
+    pub(super) fn emptied(&self, relocation: &Relocation) -> usize {
+        let emptied = relocation.windows.iter().filter(|&&(start, size)| {
+            let holds = relocation.holds.iter();
+            let held = holds.filter_map(|&hold| common((start, size), hold));
+            held.map(|part| part.1).sum::<u128>() == size && !self.is_retiring(start, size)
+        });
+        emptied.count()
+    }
+
+    /// Begins a single move, of the allocation that starts at `from` to `to`, where it must be free.
+    ///
+    /// Then make it and give up: what was moved stays so.
+    pub fn begin_move(&mut self, from: u64, to: u64) -> Result<Relocation, Error> {
+        let Some(found) = self.lookup(from).filter(|found| found.start == from) else {
+            return Err(self.not_start(from));
+        };
+        self.must_not_be_pinned(from)?;
+        let granule = self.granule_at(from);
+        let descriptors = self.descriptors.as_ref();
+        if !descriptors.is_some_and(|descriptors| descriptors.loose.get(granule)) {
+            let expected = "that of an allocation that may be moved, and is not being moved";
+            return Err(Error::argument("from", format!("{from:#x}"), expected));
+        }
+        self.alloc_at(to, found.size)?;
+        let old = self.stretch_at(from, found.size);
+        let draft = Draft { old, new: self.stretch_at(to, found.size).0 };
+        let begun = self.begin_moves(&[], &[], &[draft]);
+        if begun.is_err() {
+            self.undo_draft([draft.home()].into_iter());
+        }
+        begun
+    }
+
+    /// The sums of what [`Space::obstacles`] says, in words.
+    fn in_the_way(&self, within: Window) -> Result<String, Error> {
+        let obstacles = self.obstacles(within)?;
+        let sum = |pinned: bool| -> u128 {
+            obstacles.iter().filter(|it| it.pinned == pinned).map(|it| it.size).sum()
+        };
+        Ok(format!("in the way: {} pinned, {} not movable", sum(true), sum(false)))
+    }
+
+    /// Allocations between two addresses that are in the way of a run: not movable, or pinned. By label,
+    /// largest first. Takes time in proportion to the allocations.
+    pub fn obstacles(&self, within: Window) -> Result<Vec<Obstacle>, Error> {
+        let Some((first, last)) = self.window(within)? else { return Ok(Vec::new()) };
+        let mut sums = std::collections::HashMap::<(Label, bool), (u64, u128)>::new();
+        let (low, high) = (self.address(first), self.address(last));
+        let mut found = self.lookup(low).or_else(|| self.next_allocation(low));
+        while let Some(it) = found.filter(|it| it.start <= high) {
+            let described = self.described(it.start, it.size);
+            let granule = self.granule_at(it.start);
+            let movable = self.descriptors.as_ref().is_some_and(|them| them.is_movable_at(granule));
+            if described.pins != 0 || !movable {
+                let sum = sums.entry((described.label, movable)).or_default();
+                sum.0 += 1;
+                sum.1 += it.size;
+            }
+            let next = u64::try_from(it.start as u128 + it.size).ok();
+            found = next.and_then(|next| self.next_allocation(next));
+        }
+        let mut obstacles: Vec<Obstacle> = sums
+            .into_iter()
+            .map(|((label, pinned), (count, size))| Obstacle { label, pinned, count, size })
+            .collect();
+        obstacles.sort_unstable_by_key(|it| {
+            let kind = it.label.kind.map_or(0, |kind| kind.index());
+            (std::cmp::Reverse((it.size, it.count)), kind, it.label.owner, it.pinned)
+        });
+        Ok(obstacles)
+    }
+}
+
+/// What two ranges of addresses have in common.
+fn common(one: (u64, u128), other: (u64, u128)) -> Option<(u64, u128)> {
+    let start = one.0.max(other.0);
+    let end = (one.0 as u128 + one.1).min(other.0 as u128 + other.1);
+    (end > start as u128).then(|| (start, end - start as u128))
+}
