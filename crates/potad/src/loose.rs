@@ -25,10 +25,17 @@ struct Sheet {
     count: u32,
 }
 
+/// Sheets next to each other: those of neighbouring granules mostly are, as they are first used, so
+/// that the processor foresees who reads them in order.
+const BUNDLE: usize = 64;
+
 #[derive(Default)]
 pub(crate) struct Loose {
-    /// By absolute granule number, shifted.
-    sheets: HashMap<u64, Box<Sheet>, BuildHasherDefault<Spread>>,
+    /// Numbers of sheets, by absolute granule number, shifted.
+    index: HashMap<u64, u32, BuildHasherDefault<Spread>>,
+    bundles: Vec<Box<[Sheet; BUNDLE]>>,
+    /// Sheets without a place kept; with room for all, since to give a place back must not need memory.
+    unused: Vec<u32>,
 }
 
 /// Spreads small numbers over 64 bits.
@@ -55,39 +62,67 @@ fn place(granule: u64) -> (usize, u64) {
 }
 
 impl Loose {
+    fn at(&self, number: u32) -> &Sheet {
+        &self.bundles[number as usize / BUNDLE][number as usize % BUNDLE]
+    }
+
+    fn at_mut(&mut self, number: u32) -> &mut Sheet {
+        &mut self.bundles[number as usize / BUNDLE][number as usize % BUNDLE]
+    }
+
+    /// The number of the sheet of a granule, at which a place is kept.
+    fn kept(&self, granule: u64) -> u32 {
+        self.index[&(granule >> SHEET_SHIFT)]
+    }
+
     /// Keeps a place for a movable allocation that starts, or will start, at a granule. It is not loose
     /// before that is said.
     pub(crate) fn keep(&mut self, granule: u64) -> Result<(), Error> {
         let key = granule >> SHEET_SHIFT;
-        if let Some(sheet) = self.sheets.get_mut(&key) {
-            sheet.count += 1;
-            return Ok(());
-        }
-        if self.sheets.try_reserve(1).is_err() {
-            return Err(Error::Metadata { bytes: size_of::<Sheet>() });
-        }
-        self.sheets.insert(key, Box::new(Sheet { bits: [0; 64], count: 1 }));
+        let number = match self.index.get(&key) {
+            Some(&number) => number,
+            None => self.new_sheet(key)?,
+        };
+        self.at_mut(number).count += 1;
         Ok(())
+    }
+
+    #[cold]
+    fn new_sheet(&mut self, key: u64) -> Result<u32, Error> {
+        let no_memory = || Error::Metadata { bytes: size_of::<[Sheet; BUNDLE]>() };
+        self.index.try_reserve(1).map_err(|_| no_memory())?;
+        if self.unused.is_empty() {
+            let all = (self.bundles.len() + 1) * BUNDLE;
+            self.unused.try_reserve(all).map_err(|_| no_memory())?;
+            self.bundles.try_reserve(1).map_err(|_| no_memory())?;
+            self.bundles.push(Box::new([const { Sheet { bits: [0; 64], count: 0 } }; BUNDLE]));
+            // The lowest is taken first.
+            self.unused.extend((all - BUNDLE..all).rev().map(|number| number as u32));
+        }
+        let number = self.unused.pop().expect("there is one now");
+        self.index.insert(key, number);
+        Ok(number)
     }
 
     /// Gives a place back that was kept. Never needs memory.
     pub(crate) fn give(&mut self, granule: u64) {
-        let key = granule >> SHEET_SHIFT;
-        let sheet = self.sheets.get_mut(&key).expect("the place was kept");
+        let number = self.kept(granule);
+        let (row, bit) = place(granule);
+        let sheet = self.at_mut(number);
+        sheet.bits[row] &= !bit;
         sheet.count -= 1;
         if sheet.count == 0 {
-            self.sheets.remove(&key);
-            return;
+            self.index.remove(&(granule >> SHEET_SHIFT));
+            self.unused.push(number);
         }
-        let (row, bit) = place(granule);
-        sheet.bits[row] &= !bit;
     }
 
     /// Says whether the movable allocation that starts at a granule is loose. Never needs memory.
     pub(crate) fn set(&mut self, granule: u64, loose: bool) {
-        let sheet = self.sheets.get_mut(&(granule >> SHEET_SHIFT)).expect("the place was kept");
         let (row, bit) = place(granule);
-        sheet.bits[row] = if loose { sheet.bits[row] | bit } else { sheet.bits[row] & !bit };
+        let number = self.kept(granule);
+        let bits = &mut self.at_mut(number).bits[row];
+        *bits = if loose { *bits | bit } else { *bits & !bit };
     }
 
     /// Whether a loose allocation starts at a granule.
@@ -98,18 +133,22 @@ impl Loose {
 
     /// The bits of the 4,096 granules around one, if any place is kept there.
     pub(crate) fn sheet(&self, granule: u64) -> Option<&Bits> {
-        self.sheets.get(&(granule >> SHEET_SHIFT)).map(|sheet| &sheet.bits)
+        self.index.get(&(granule >> SHEET_SHIFT)).map(|&number| &self.at(number).bits)
     }
 
     /// Bits that are set, and places that are kept.
     pub(crate) fn counts(&self) -> (u64, u64) {
-        self.sheets.values().fold((0, 0), |(bits, places), sheet| {
-            let ones: u32 = sheet.bits.iter().map(|row| row.count_ones()).sum();
-            (bits + ones as u64, places + sheet.count as u64)
-        })
+        self.bundles.iter().flat_map(|bundle| bundle.iter()).fold(
+            (0, 0),
+            |(bits, places), sheet| {
+                let ones: u32 = sheet.bits.iter().map(|row| row.count_ones()).sum();
+                (bits + ones as u64, places + sheet.count as u64)
+            },
+        )
     }
 
     pub(crate) fn bytes(&self) -> usize {
-        self.sheets.len() * (size_of::<Sheet>() + 16)
+        let each = size_of::<Sheet>() + size_of::<u32>();
+        self.bundles.len() * BUNDLE * each + self.index.capacity() * 16
     }
 }

@@ -65,6 +65,23 @@ pub(crate) struct Pool<P> {
     pub(crate) probe: P,
 }
 
+/// 64 rows next to each other.
+pub(crate) struct Rows<'a, P> {
+    lines: &'a [Line; 16],
+    probe: &'a P,
+}
+
+impl<P: Probe> Rows<'_, P> {
+    /// The words of one of them.
+    #[inline(always)]
+    pub(crate) fn row(&self, row: usize) -> (u64, u64) {
+        let words = &self.lines[(row / 4) & 15].0;
+        let at = (row % 4) * 2;
+        self.probe.touch(&raw const words[at] as usize, 16);
+        (words[at], words[at + 1])
+    }
+}
+
 impl<P: Probe> Pool<P> {
     pub(crate) fn new(probe: P) -> Self {
         Pool { lines: vec![ZERO], free_sections: NONE, free_uppers: NONE, lines_expected: 0, probe }
@@ -207,6 +224,13 @@ impl<P: Probe> Pool<P> {
         self.probe.touch(&raw const words[word & 6] as usize, 16);
         words[word & 6] = first;
         words[word & 6 | 1] = second;
+    }
+
+    /// The rows under a node of level 1, all of which there must be, from the line of the first.
+    #[inline(always)]
+    pub(crate) fn rows(&self, line: usize) -> Rows<'_, P> {
+        let lines = self.lines[line..].first_chunk().expect("a node of level 1 has 64 rows");
+        Rows { lines, probe: &self.probe }
     }
 
     /// The first line of a node, to read some words of it.

@@ -35,7 +35,7 @@
 //! undoing an operation restores every bit, and a walk towards an allocation's start or end moves in steps of whole children.
 use crate::error::Error;
 use crate::head::{Head, SECTIONS, Summit};
-use crate::pool::{LEVEL1, NONE, Node, Pool, ROWS};
+use crate::pool::{LEVEL1, NONE, Node, Pool, ROWS, Rows};
 use crate::probe::Probe;
 use crate::reach::Reach;
 use crate::word::{ROW_ORDERS, low_bits};
@@ -381,6 +381,13 @@ impl<P: Probe> Tree<P> {
     pub(crate) fn row(&self, section: Node, position: u64) -> (u64, u64) {
         let (line, word) = row(section, position);
         self.pool.pair(line, word)
+    }
+
+    /// The rows under the node of level 1 over a position, all of whose children must have one.
+    #[inline(always)]
+    pub(crate) fn rows(&self, section: Node, position: u64) -> Rows<'_, P> {
+        let (line, _) = row(section, position & !low_bits(2 * ROW_ORDERS));
+        self.pool.rows(line)
     }
 
     #[inline(always)]

@@ -23,7 +23,7 @@
 //! `L` only changes where an allocation ends, and `R` never falls. So the cheapest start is the first
 //! at the alignment behind the end of some allocation or of what is absent, and within a row no start
 //! is cheaper than
-//! `R(first + n) - L(last)`: rows in which that is no better than what was found already are passed
+//! `U(first + n) - U(last + 1)`: rows in which that is no better than what was found already are passed
 //! over, which are nearly all.
 //!
 //! That the cheapest window can be emptied does not mean that there is room elsewhere for what is in it,
@@ -66,13 +66,40 @@ pub(crate) struct Terms {
 /// Starts at either end of a stretch in one state that are looked at at least.
 const OUTERMOST: usize = 64;
 
-/// Stretch of the tree in which a cursor stands: a row, or a child that is in one state as a whole.
+/// Starts in a row that are passed over together: rows are, and then parts of those that are not.
+const PART: u64 = 16;
+
+/// Stretch of the tree in which a cursor stands: a row, or a child that is in one state as a whole,
+/// which looks like a row in that state, whatever it spans.
 #[derive(Clone, Copy)]
-enum Stretch {
-    Row { used: u64, head: u64, loose: u64 },
-    Free,
-    Absent,
-    Used { head: bool, loose: bool },
+struct Stretch {
+    first: u64,
+    last: u64,
+    /// Granules in use, and those that allocations start at or that are absent, as in the tree.
+    used: u64,
+    head: u64,
+    /// Granules that loose allocations start at.
+    loose: u64,
+}
+
+impl Stretch {
+    /// Whether it spans more than a row.
+    #[inline(always)]
+    fn is_wide(&self) -> bool {
+        self.last - self.first != 63
+    }
+
+    /// Granules that an allocation goes on through.
+    #[inline(always)]
+    fn going_on(&self) -> u64 {
+        self.used & !self.head
+    }
+
+    /// Granules that make a window bad, but for those that start bad allocations further left.
+    #[inline(always)]
+    fn bad_starts(&self) -> u64 {
+        self.head & !(self.used & self.loose)
+    }
 }
 
 /// Reads the tree stretch by stretch.
@@ -85,225 +112,271 @@ struct Reader<'a, P> {
     over: u64,
     line: usize,
     section: Node,
-    sheet: Option<&'a Bits>,
+    sheet: &'a Bits,
+    /// Whether there is a row for each of its children.
+    all_rows: bool,
 }
 
 /// Granules under a node of level 1, as a shift.
 const OVER_SHIFT: u32 = 2 * ROW_ORDERS;
 
+static NOTHING_LOOSE: Bits = [0; 64];
+
 impl<'a, P: Probe> Reader<'a, P> {
     fn new(tree: &'a Tree<P>, loose: &'a Loose, origin: u64) -> Self {
-        Reader { tree, loose, origin, over: u64::MAX, line: 0, section: NONE, sheet: None }
+        let sheet = &NOTHING_LOOSE;
+        let (over, line, section) = (u64::MAX, 0, NONE);
+        Reader { tree, loose, origin, over, line, section, sheet, all_rows: false }
     }
 
-    /// The stretch that a position lies in: its first and last position, and what it is.
+    /// The stretch that a position lies in.
     #[inline(always)]
-    fn read(&mut self, position: u64) -> (u64, u64, Stretch) {
-        if position >> OVER_SHIFT != self.over {
-            let (level, state) = self.tree.state_with_level(position);
-            if level > 1 {
-                let span = low_bits(ROW_ORDERS * level);
-                let first = position & !span;
-                // Whether an allocation starts here is said of the first granule only.
-                let state = if first == position { state } else { self.tree.state(first) };
-                return (first, position | span, self.whole(first, state));
-            }
-            self.over = position >> OVER_SHIFT;
-            self.section = self.tree.section(position);
-            self.line = level1(self.section, position);
-            self.sheet = self.loose.sheet(self.origin + position);
+    fn read(&mut self, position: u64) -> Stretch {
+        if position >> OVER_SHIFT != self.over
+            && let Some(wide) = self.read_over(position)
+        {
+            return wide;
         }
         let (first, last) = (position & !63, position | 63);
         let child = child_of(position, 1);
-        let bit = |word: usize| self.tree.pool.get(self.line, word) >> child & 1 == 1;
+        let line = self.tree.pool.line(self.line);
+        let bit = |word: usize| line[word] >> child & 1 == 1;
+        let loose = self.sheet[child as usize];
         if bit(DETAIL) {
             let (used, head) = self.tree.row(self.section, position);
-            let loose = self.sheet.map_or(0, |bits| bits[child as usize]);
-            return (first, last, Stretch::Row { used, head, loose });
+            return Stretch { first, last, used, head, loose };
         }
-        let state = match (bit(OCCUPIED), bit(ABSENT)) {
-            (false, _) => State::Free,
-            (true, true) => State::Absent,
-            (true, false) => State::Used { head: bit(HEAD) },
+        let (used, head) = match (bit(OCCUPIED), bit(ABSENT)) {
+            (false, _) => (0, 0),
+            (true, true) => (0, u64::MAX),
+            (true, false) => (u64::MAX, bit(HEAD) as u64),
         };
-        (first, last, self.whole(first, state))
+        Stretch { first, last, used, head, loose }
     }
 
-    fn whole(&self, first: u64, state: State) -> Stretch {
-        match state {
-            State::Free => Stretch::Free,
-            State::Absent => Stretch::Absent,
-            State::Used { head } => {
-                Stretch::Used { head, loose: head && self.loose.get(self.origin + first) }
-            }
+    /// Goes to the node of level 1 over a position; if there is none, the stretch that takes its place.
+    #[inline(never)]
+    fn read_over(&mut self, position: u64) -> Option<Stretch> {
+        let (level, _) = self.tree.state_with_level(position);
+        if level > 1 {
+            let span = low_bits(ROW_ORDERS * level);
+            let (first, last) = (position & !span, position | span);
+            // Whether an allocation starts here is said of the first granule only.
+            let (used, head) = match self.tree.state(first) {
+                State::Free => (0, 0),
+                State::Absent => (0, u64::MAX),
+                State::Used { head } => (u64::MAX, head as u64),
+            };
+            let loose = head & used & self.loose.get(self.origin + first) as u64;
+            return Some(Stretch { first, last, used, head, loose });
         }
+        self.over = position >> OVER_SHIFT;
+        self.section = self.tree.section(position);
+        self.line = level1(self.section, position);
+        self.sheet = self.loose.sheet(self.origin + position).unwrap_or(&NOTHING_LOOSE);
+        self.all_rows = self.tree.pool.get(self.line, DETAIL) == u64::MAX;
+        None
     }
 }
 
 /// A cursor's stretch, and what lies before it.
 struct Cursor<'a, P> {
     reader: Reader<'a, P>,
-    first: u64,
-    last: u64,
-    stretch: Stretch,
+    at: Stretch,
     /// `U(first)`, counted from where the cursor set out; all counts wrap.
     used: u64,
-    /// Start of the allocation that runs into the stretch, and whether it is loose. Only meaningful
-    /// where one does.
-    run: u64,
-    run_loose: bool,
+    /// Of the last stretch in which an allocation starts, which is where the one started that runs into
+    /// this stretch, if one does: its first position, at which of its granules allocations start, and
+    /// which of these are loose.
+    run_first: u64,
+    run_starts: u64,
+    run_loose: u64,
     /// One more than the last bad granule before the stretch, 0 for none.
     bad_end: u64,
 }
 
-/// Granules of a row that an allocation goes on through.
-#[inline(always)]
-fn going_on(used: u64, head: u64) -> u64 {
-    used & !head
-}
-
 impl<'a, P: Probe> Cursor<'a, P> {
     fn new(mut reader: Reader<'a, P>, position: u64) -> Self {
-        let (first, last, stretch) = reader.read(position);
-        let mut cursor = Cursor {
-            reader,
-            first,
-            last,
-            stretch,
-            used: 0,
-            run: first,
-            run_loose: false,
-            bad_end: 0,
-        };
-        let tree = cursor.reader.tree;
-        if tree.state(first) == (State::Used { head: false }) {
-            cursor.run = tree.first(first);
-            cursor.run_loose = cursor.reader.loose.get(cursor.reader.origin + cursor.run);
+        let at = reader.read(position);
+        let mut cursor =
+            Cursor { reader, at, used: 0, run_first: 0, run_starts: 0, run_loose: 0, bad_end: 0 };
+        if at.going_on() & 1 == 1 {
+            let Reader { tree, loose, origin, .. } = &cursor.reader;
+            cursor.run_first = tree.first(at.first);
+            cursor.run_starts = 1;
+            cursor.run_loose = loose.get(origin + cursor.run_first) as u64;
         }
         cursor
     }
 
-    /// Goes on until the stretch is that of a position, which must not lie before it.
+    /// Start of the allocation that runs into the stretch.
     #[inline(always)]
-    fn advance(&mut self, position: u64) {
-        while self.last < position {
-            self.step();
+    fn run_start(&self) -> u64 {
+        self.run_first + self.run_starts.ilog2() as u64
+    }
+
+    fn run_is_loose(&self) -> bool {
+        self.run_loose >> self.run_starts.ilog2() & 1 == 1
+    }
+
+    /// Goes on until the stretch is that of a position, which must not lie before it. Only the cursor at
+    /// a window's end keeps count of what is `BAD`.
+    #[inline(always)]
+    fn advance<const BAD: bool>(&mut self, position: u64) {
+        while self.at.last < position {
+            if position - self.at.last > 64 && self.skip_rows(position) {
+                continue;
+            }
+            if BAD {
+                self.bad_end = self.bad_end(self.at.last);
+            }
+            self.used = self.used.wrapping_add(self.used_in_stretch());
+            let starts = self.at.used & self.at.head;
+            if starts != 0 {
+                self.run_first = self.at.first;
+                self.run_starts = starts;
+                self.run_loose = starts & self.at.loose;
+            }
+            self.at = self.reader.read(self.at.last + 1);
         }
     }
 
+    /// Goes over rows in which every allocation is loose and none runs in from before, as far as they are
+    /// under one node; whether there was any.
     #[inline(always)]
-    fn step(&mut self) {
-        self.bad_end = self.bad_end(self.last);
-        match self.stretch {
-            Stretch::Row { used, head, loose } => {
-                self.used = self.used.wrapping_add(used.count_ones() as u64);
-                let starts = used & head;
-                if used >> 63 != 0 && starts != 0 {
-                    let start = starts.ilog2();
-                    self.run = self.first | start as u64;
-                    self.run_loose = loose >> start & 1 == 1;
-                }
-            }
-            Stretch::Used { head, loose } => {
-                self.used = self.used.wrapping_add(self.last - self.first).wrapping_add(1);
-                if head {
-                    self.run = self.first;
-                    self.run_loose = loose;
-                }
-            }
-            Stretch::Free | Stretch::Absent => {}
+    fn skip_rows(&mut self, position: u64) -> bool {
+        let reader = &self.reader;
+        if !reader.all_rows || self.at.last >> OVER_SHIFT != reader.over {
+            return false;
         }
-        (self.first, self.last, self.stretch) = self.reader.read(self.last + 1);
+        let from = child_of(self.at.first, 1) as usize;
+        let to =
+            if position >> OVER_SHIFT == reader.over { child_of(position, 1) as usize } else { 63 };
+        let rows = reader.tree.rows(reader.section, self.at.first);
+        let (mut row, mut starts) = (from, 0);
+        let (mut used_sum, mut words) = (0, (self.at.used, self.at.head));
+        while row < to {
+            let (used, head) = words;
+            let bad = head & !(used & reader.sheet[row]);
+            if bad | used & !head & 1 != 0 {
+                break;
+            }
+            used_sum += used.count_ones() as u64;
+            starts = used & head;
+            row += 1;
+            words = rows.row(row);
+        }
+        if row == from {
+            return false;
+        }
+        let first = self.at.first & !low_bits(OVER_SHIFT) | (row as u64) << ROW_ORDERS;
+        self.used = self.used.wrapping_add(used_sum);
+        if starts != 0 {
+            // All that start in the row before are loose.
+            (self.run_first, self.run_starts, self.run_loose) = (first - 64, starts, starts);
+        }
+        let (used, head) = words;
+        self.at = Stretch { first, last: first | 63, used, head, loose: reader.sheet[row] };
+        true
+    }
+
+    /// Granules in use in all of the stretch.
+    #[inline(always)]
+    fn used_in_stretch(&self) -> u64 {
+        if self.at.is_wide() && self.at.used != 0 {
+            return (self.at.last - self.at.first).wrapping_add(1);
+        }
+        self.at.used.count_ones() as u64
     }
 
     /// One more than the last bad granule at or before a position in the stretch, 0 for none.
     #[inline(always)]
     fn bad_end(&self, position: u64) -> u64 {
-        match self.stretch {
-            Stretch::Row { used, head, loose } => {
-                let (on, upto) = (going_on(used, head), low_bits((position & 63) as u32 + 1));
-                let absent = head & !used & upto;
-                let fixed = used & head & !loose & upto;
-                let runs_in = on & 1 & !self.run_loose as u64;
-                if absent | fixed | runs_in == 0 {
-                    return self.bad_end;
-                }
-                // Of an allocation its last granule up to the position: all before the next stop.
-                let end_of = |start: u32| {
-                    let stops = !on & (u64::MAX << start << 1);
-                    stops.trailing_zeros().min((position & 63) as u32 + 1)
-                };
-                let mut end = 64 - absent.leading_zeros();
-                if fixed != 0 {
-                    end = end.max(end_of(fixed.ilog2()));
-                }
-                if runs_in != 0 {
-                    end = end.max(end_of(0));
-                }
-                self.first + end as u64
-            }
-            Stretch::Free => self.bad_end,
-            Stretch::Absent => position.saturating_add(1),
-            Stretch::Used { head, loose } => {
-                let good = if head { loose } else { self.run_loose };
-                if good { self.bad_end } else { position.saturating_add(1) }
-            }
+        let (on, bad) = (self.at.going_on(), self.at.bad_starts());
+        if bad | on & 1 == 0 { self.bad_end } else { self.bad_end_here(position) }
+    }
+
+    #[inline(never)]
+    fn bad_end_here(&self, position: u64) -> u64 {
+        let runs_in = self.at.going_on() & 1 == 1;
+        let run_is_bad = runs_in && !self.run_is_loose();
+        if self.at.is_wide() {
+            let bad = self.at.bad_starts() != 0 || run_is_bad;
+            return if bad { position.saturating_add(1) } else { self.bad_end };
         }
+        let upto = (position & 63) as u32;
+        let bad = self.at.bad_starts() & low_bits(upto + 1);
+        // Of an allocation its last granule up to the position: all before the next stop.
+        let end_of = |start: u32| {
+            let stops = !self.at.going_on() & (u64::MAX << start << 1);
+            stops.trailing_zeros().min(upto + 1)
+        };
+        let end = match bad.checked_ilog2() {
+            Some(last) => end_of(last),
+            None if run_is_bad => end_of(0),
+            None => return self.bad_end,
+        };
+        self.at.first + end as u64
     }
 
     /// `U(s)` and `A(s)` of a position in the stretch.
     #[inline(always)]
     fn before(&self, position: u64) -> (u64, u64) {
-        match self.stretch {
-            Stretch::Row { used, head, .. } => {
-                let at = (position & 63) as u32;
-                let below = used & low_bits(at);
-                let used_before = self.used.wrapping_add(below.count_ones() as u64);
-                if going_on(used, head) >> at & 1 == 0 {
-                    return (used_before, position);
-                }
-                let starts = below & head;
-                let start = if starts == 0 { self.run } else { self.first | starts.ilog2() as u64 };
-                (used_before, start)
-            }
-            Stretch::Used { head, .. } => {
-                let used_before = self.used.wrapping_add(position - self.first);
-                let start = match head {
-                    true => self.first,
-                    false => self.run,
-                };
-                (used_before, start)
-            }
-            Stretch::Free | Stretch::Absent => (self.used, position),
+        if self.at.is_wide() {
+            let inside = if self.at.used == 0 { 0 } else { position - self.at.first };
+            let start = match (self.at.going_on() & 1, self.at.used) {
+                (_, 0) => position,
+                (0, _) => self.at.first,
+                _ => self.run_start(),
+            };
+            return (self.used.wrapping_add(inside), start);
         }
+        let at = (position & 63) as u32;
+        let below = self.at.used & low_bits(at);
+        let used_before = self.used.wrapping_add(below.count_ones() as u64);
+        if self.at.going_on() >> at & 1 == 0 {
+            return (used_before, position);
+        }
+        let start = match (below & self.at.head).checked_ilog2() {
+            Some(start) => self.at.first | start as u64,
+            None => self.run_start(),
+        };
+        (used_before, start)
+    }
+
+    /// `U(e)` for the `e` after a position in the stretch.
+    #[inline(always)]
+    fn used_upto(&self, position: u64) -> u64 {
+        if self.at.is_wide() {
+            let inside = if self.at.used == 0 { 0 } else { position - self.at.first + 1 };
+            return self.used.wrapping_add(inside);
+        }
+        let used = self.at.used & low_bits((position & 63) as u32 + 1);
+        self.used.wrapping_add(used.count_ones() as u64)
     }
 
     /// `U(e)` and `B(e) - e` for the `e` after a position in the stretch.
     #[inline(always)]
     fn upto(&self, position: u64) -> (u64, u64) {
-        match self.stretch {
-            Stretch::Row { used, head, .. } => {
-                let at = (position & 63) as u32;
-                let used_upto =
-                    self.used.wrapping_add((used & low_bits(at + 1)).count_ones() as u64);
-                if used >> at & 1 == 0 {
-                    return (used_upto, 0);
-                }
-                let stops = !going_on(used, head) & (u64::MAX << at << 1);
-                if stops != 0 {
-                    return (used_upto, (stops.trailing_zeros() - at - 1) as u64);
-                }
-                // Used to the end of the row, and perhaps beyond.
-                let beyond = self.reader.tree.goes_on_after_row(self.reader.section, self.last);
-                let end = if beyond { self.reader.tree.last(self.last) } else { self.last };
-                (used_upto, end - position)
-            }
-            Stretch::Used { .. } => {
-                let used_upto = self.used.wrapping_add(position - self.first).wrapping_add(1);
-                (used_upto, self.reader.tree.last(position) - position)
-            }
-            Stretch::Free | Stretch::Absent => (self.used, 0),
+        let used_upto = self.used_upto(position);
+        if self.at.is_wide() {
+            let beyond = self.at.used != 0;
+            let end = if beyond { self.reader.tree.last(position) } else { position };
+            return (used_upto, end - position);
         }
+        let at = (position & 63) as u32;
+        if self.at.used >> at & 1 == 0 {
+            return (used_upto, 0);
+        }
+        let stops = !self.at.going_on() & (u64::MAX << at << 1);
+        if stops != 0 {
+            return (used_upto, (stops.trailing_zeros() - at - 1) as u64);
+        }
+        // Used to the end of the row, and perhaps beyond.
+        let last = self.at.last;
+        let beyond = self.reader.tree.goes_on_after_row(self.reader.section, last);
+        let end = if beyond { self.reader.tree.last(last) } else { last };
+        (used_upto, end - position)
     }
 }
 
@@ -353,6 +426,23 @@ impl<P: Probe> Tree<P> {
     }
 
     fn sweep(&self, wanted: &Wanted, loose: &Loose, best: &mut Best) {
+        #[cfg(target_arch = "x86_64")]
+        if is_x86_feature_detected!("popcnt") && is_x86_feature_detected!("bmi1") {
+            // SAFETY: the processor has what the function is compiled for.
+            return unsafe { self.sweep_counting(wanted, loose, best) };
+        }
+        self.sweep_anywhere(wanted, loose, best);
+    }
+
+    /// The same, for processors that count bits in one step.
+    #[cfg(target_arch = "x86_64")]
+    #[target_feature(enable = "popcnt,bmi1")]
+    fn sweep_counting(&self, wanted: &Wanted, loose: &Loose, best: &mut Best) {
+        self.sweep_anywhere(wanted, loose, best);
+    }
+
+    #[inline(always)]
+    fn sweep_anywhere(&self, wanted: &Wanted, loose: &Loose, best: &mut Best) {
         let Some(starts) = Starts::new(wanted) else { return };
         let Some(mut from) = starts.next(Some(wanted.first)) else { return };
         let reader = || Reader::new(self, loose, wanted.origin);
@@ -363,9 +453,9 @@ impl<P: Probe> Tree<P> {
             more: wanted.length - 1,
         };
         loop {
-            pair.left.advance(from);
-            pair.right.advance(from + pair.more);
-            let last = pair.left.last.min(pair.starts.last);
+            pair.left.advance::<false>(from);
+            pair.right.advance::<true>(from + pair.more);
+            let last = pair.left.at.last.min(pair.starts.last);
             // No start below this is good.
             let bad_end = pair.right.bad_end(from + pair.more);
             if bad_end <= last
@@ -426,48 +516,54 @@ impl<P: Probe> Pair<'_, P> {
     /// position.
     #[inline(always)]
     fn sweep_stretch(&mut self, first: u64, last: u64, best: &mut Best) {
-        let Stretch::Row { used, head, .. } = self.left.stretch else {
-            return self.sweep_whole(first, last, best);
-        };
+        let at = self.left.at;
+        if at.is_wide() {
+            return self.sweep_wide(first, last, best);
+        }
         if self.starts.next(first.checked_add(1)).is_none_or(|second| second > last) {
             return self.weigh(first, best);
         }
-        if self.more >= 63 {
-            let (used_upto, beyond) = self.right.upto(first + self.more);
-            let used_before_next = self.left.used.wrapping_add(used.count_ones() as u64);
-            let least = used_upto.wrapping_add(beyond).wrapping_sub(used_before_next);
-            if least >= best.bound() {
-                return;
-            }
-        }
-        self.weigh(first, best);
-        if best.terms.every {
-            let mut from = first;
-            while let Some(start) = self.starts.next(Some(from + 1)).filter(|&start| start <= last)
-            {
-                self.weigh(start, best);
-                from = start;
-            }
+        if self.least(first, last) >= best.bound() {
             return;
         }
-        let absent = head & !used;
-        let mut ends = ((used | head) << 1) & !(going_on(used, head) | absent);
-        let mut weighed = first;
-        while ends != 0 {
-            let end = self.left.first | ends.trailing_zeros() as u64;
-            ends &= ends - 1;
-            if end > weighed {
-                weighed = match self.starts.next(Some(end)) {
-                    Some(start) if start <= last => start,
-                    _ => return,
-                };
-                self.weigh(weighed, best);
+        let mut from = first;
+        while from <= last {
+            let part_last = last.min(from | (PART - 1));
+            if self.least(from, part_last) < best.bound() {
+                self.sweep_part(from, part_last, best);
             }
+            from = part_last + 1;
+        }
+    }
+
+    /// What windows that start in a part of a row cost at least.
+    #[inline(always)]
+    fn least(&mut self, first: u64, last: u64) -> u64 {
+        if self.more < 63 {
+            return 0;
+        }
+        self.right.advance::<true>(first + self.more);
+        self.right.used_upto(first + self.more).wrapping_sub(self.left.used_upto(last))
+    }
+
+    /// Offers the cheapest windows that start in a part of a row.
+    fn sweep_part(&mut self, first: u64, last: u64, best: &mut Best) {
+        let at = self.left.at;
+        let behind = (at.used | at.head) << 1 & !(at.going_on() | at.head & !at.used);
+        let mut next = self.starts.next(Some(first));
+        while let Some(start) = next.filter(|&start| start <= last) {
+            self.weigh(start, best);
+            let ends = behind & u64::MAX << (start & 63) << 1;
+            next = match (best.terms.every, ends) {
+                (true, _) => self.starts.next(Some(start + 1)),
+                (false, 0) => None,
+                (false, _) => self.starts.next(Some(at.first | ends.trailing_zeros() as u64)),
+            };
         }
     }
 
     /// The same where the stretch is in one state as a whole: the later starts cost no less.
-    fn sweep_whole(&mut self, first: u64, last: u64, best: &mut Best) {
+    fn sweep_wide(&mut self, first: u64, last: u64, best: &mut Best) {
         self.weigh(first, best);
         if !best.terms.every {
             return;
@@ -493,7 +589,7 @@ impl<P: Probe> Pair<'_, P> {
     #[inline(always)]
     fn weigh(&mut self, start: u64, best: &mut Best) {
         let last = start + self.more;
-        self.right.advance(last);
+        self.right.advance::<true>(last);
         if self.right.bad_end(last) > start {
             return;
         }

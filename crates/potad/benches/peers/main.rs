@@ -2,8 +2,7 @@
 //!
 //! `cargo bench -p potad --bench peers [-- ROW ...]` runs all rows, or those named: `churn`,
 //! `drain`, `hot`, `large`, `tail`, `blocks`, `failures`, `growth`, `runs`, `many`, `lookup`,
-//! `described`, and before them `making`. Each row
-//! first verifies that the allocators hand out what they say: no two blocks overlap, and the
+//! `described`, `windows`, and before them `making`. Each row first verifies that the allocators hand out what they say: no two blocks overlap, and the
 //! space's recount agrees.
 //!
 //! A ratio is that of the medians of all rounds; behind it stands its range over single rounds.
@@ -451,8 +450,87 @@ fn described() {
     }
 }
 
+/// A space of movable allocations of mixed sizes at so many percent, some of them freed again.
+fn movable(granules: u64, percent: u128) -> Space {
+    let mut space = Space::new(0, (granules << 12).into(), 4096).expect("a space");
+    let label = Label { kind: Some(space.add_kind(0, true).expect("a kind")), owner: 0 };
+    let mut random = Random::new(11);
+    let (mut live, size) = (Vec::new(), space.size());
+    while space.available() > 0 {
+        let at = space.alloc_described(4096 << random.order().min(3), None, label);
+        let at = at.or_else(|_| space.alloc_described(4096, None, label));
+        live.push(at.expect("something is free"));
+    }
+    while space.used() * 100 > size * percent {
+        let at = live.swap_remove(random.below(live.len()));
+        space.free(at).expect("it is allocated");
+    }
+    space
+}
+
+/// What the cheapest window costs, by adding up allocations: in granules, for starts at an alignment.
+fn cheapest_slowly(space: &Space, length: u64, align: u64) -> u64 {
+    let mut used = vec![0u64; (space.size() >> 12) as usize + 1];
+    let mut bounds: Vec<(u64, u64)> = (0..used.len() as u64).map(|at| (at, at)).collect();
+    for found in space.allocations() {
+        let (first, end) = (found.start >> 12, (found.start + found.size as u64) >> 12);
+        for at in first..end {
+            used[at as usize + 1] = 1;
+            if at > first {
+                bounds[at as usize] = (first, end);
+            }
+        }
+    }
+    (1..used.len()).for_each(|at| used[at] += used[at - 1]);
+    let cost = |start: u64| {
+        let (low, high) = (bounds[start as usize].0, bounds[(start + length) as usize].1);
+        used[high as usize] - used[low as usize]
+    };
+    let starts = (0..=used.len() as u64 - 1 - length).step_by(align as usize);
+    starts.map(cost).min().expect("there are windows")
+}
+
+fn windows() {
+    println!(
+        "\nchoosing the window to empty for 8 MiB, mixed movable sizes, 90 % full, microseconds"
+    );
+    for (shift, bar) in [(20, 200), (26, 10_000)] {
+        let mut space = movable(1 << shift, 90);
+        for (name, align) in [("1 MiB", 1u64 << 20), ("4 KiB", 4096)] {
+            let mut times = Vec::new();
+            let mut cost = 0;
+            for _ in 0..21 {
+                let before = Instant::now();
+                let found = space.cheapest_window(8 << 20, align.into(), None);
+                times.push(before.elapsed().as_secs_f64() * 1e6);
+                cost = found.expect("a window").expect("nothing stands in the way").1 >> 12;
+            }
+            if shift == 20 {
+                assert_eq!(cost as u64, cheapest_slowly(&space, 2048, align >> 12));
+            }
+            let what = format!("2^{shift}, at {name}");
+            figure(&what, &Rounds(times), &format!("microseconds, bar {bar}; {cost} to move"));
+        }
+        let mut times = Vec::new();
+        for _ in 0..5 {
+            let before = Instant::now();
+            let run = space.alloc_run_moving(8 << 20, 1 << 20, None, Fit::Aligned, |_| {});
+            times.push(before.elapsed().as_secs_f64() * 1e6);
+            space.free(run.expect("there is room")).expect("it is allocated");
+            // Full again, so that the next has to move as well.
+            let label =
+                Label { kind: space.lookup_described(0).and_then(|it| it.label.kind), owner: 0 };
+            for _ in 0..2048 {
+                space.alloc_described(4096, None, label).expect("there is room");
+            }
+        }
+        figure(&format!("2^{shift}, with the moves"), &Rounds(times), "microseconds");
+        space.check().expect("the recount agrees");
+    }
+}
+
 fn main() {
-    let rows: [(&str, fn()); 13] = [
+    let rows: [(&str, fn()); 14] = [
         // First: what later rows have used and given back would hide what becomes resident.
         ("making", making),
         ("churn", churn),
@@ -467,6 +545,7 @@ fn main() {
         ("many", many),
         ("lookup", lookup),
         ("described", described),
+        ("windows", windows),
     ];
     let asked: Vec<String> =
         std::env::args().skip(1).filter(|arg| !arg.starts_with("--")).collect();

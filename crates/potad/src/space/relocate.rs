@@ -151,6 +151,25 @@ impl<P: Probe> Space<P> {
         Ok((relocation.windows[0].0, relocation.moves))
     }
 
+    /// The window for a run that the least would have to be moved out of, and how much that is; `None`
+    /// where something that cannot be moved is in all of them. Whether there is room for it elsewhere is
+    /// not asked here.
+    ///
+    /// Takes a nanosecond or two for each 64 granules in parts of the space where allocations are small.
+    pub fn cheapest_window(
+        &mut self,
+        size: u128,
+        align: u128,
+        within: Window,
+    ) -> Result<Option<(u64, u128)>, Error> {
+        let (Some(wanted), Some(window)) = self.run_wanted(size, align, within)? else {
+            return Ok(None);
+        };
+        self.tree.settle();
+        let found = self.cheapest(&wanted, window, &[], None, false, 1);
+        Ok(found.first().map(|it| (self.address(it.start), self.units(it.cost as u128))))
+    }
+
     /// Begins to make room for a run of which none is free: chooses the window, and holds it and the new
     /// homes. Allocations at `refused`, by their starts, are not moved.
     ///
