@@ -34,7 +34,7 @@
 use std::collections::BinaryHeap;
 
 use crate::loose::{Bits, Loose};
-use crate::pool::{NONE, Node};
+use crate::pool::{NONE, Node, Rows};
 use crate::probe::Probe;
 use crate::run::Wanted;
 use crate::tree::{ABSENT, DETAIL, HEAD, OCCUPIED, State, Tree, child_of, level1};
@@ -241,43 +241,59 @@ impl<'a, P: Probe> Cursor<'a, P> {
         }
     }
 
-    /// Goes over rows in which every allocation is loose and none runs in from before, as far as they are
-    /// under one node; whether there was any.
+    /// Whether it stands in a row under a node that has nothing but rows.
+    #[inline(always)]
+    fn has_rows(&self) -> bool {
+        self.reader.all_rows && self.at.last >> OVER_SHIFT == self.reader.over
+    }
+
+    /// These rows.
+    #[inline(always)]
+    fn rows(&self) -> Rows<'a, P> {
+        self.reader.tree.rows(self.reader.section, self.at.first)
+    }
+
+    /// Goes on to a row under the same node, of which these are the words, over rows that nothing runs
+    /// into; those of the row before are where allocations start in it, and which are loose.
+    #[inline(always)]
+    fn enter(&mut self, row: usize, used: u64, head: u64, starts: u64, loose: u64) {
+        let first = self.at.first & !low_bits(OVER_SHIFT) | (row as u64) << ROW_ORDERS;
+        if starts != 0 {
+            (self.run_first, self.run_starts, self.run_loose) =
+                (first - 64, starts, starts & loose);
+        }
+        let loose = self.reader.sheet[row];
+        self.at = Stretch { first, last: first | 63, used, head, loose };
+    }
+
+    /// Goes over rows in which nothing is bad and nothing runs in from before, as far as they are under
+    /// one node; whether there was any.
     #[inline(always)]
     fn skip_rows(&mut self, position: u64) -> bool {
-        let reader = &self.reader;
-        if !reader.all_rows || self.at.last >> OVER_SHIFT != reader.over {
+        if !self.has_rows() {
             return false;
         }
+        let sheet = self.reader.sheet;
         let from = child_of(self.at.first, 1) as usize;
-        let to =
-            if position >> OVER_SHIFT == reader.over { child_of(position, 1) as usize } else { 63 };
-        let rows = reader.tree.rows(reader.section, self.at.first);
+        let here = position >> OVER_SHIFT == self.reader.over;
+        let to = if here { child_of(position, 1) as usize } else { 63 };
+        let rows = self.rows();
         let (mut row, mut starts) = (from, 0);
-        let (mut used_sum, mut words) = (0, (self.at.used, self.at.head));
+        let (mut used, mut head) = (self.at.used, self.at.head);
         while row < to {
-            let (used, head) = words;
-            let bad = head & !(used & reader.sheet[row]);
+            let bad = head & !(used & sheet[row]);
             if bad | used & !head & 1 != 0 {
                 break;
             }
-            used_sum += used.count_ones() as u64;
+            self.used = self.used.wrapping_add(used.count_ones() as u64);
             starts = used & head;
             row += 1;
-            words = rows.row(row);
+            (used, head) = rows.row(row);
         }
-        if row == from {
-            return false;
+        if row != from {
+            self.enter(row, used, head, starts, sheet[row - 1]);
         }
-        let first = self.at.first & !low_bits(OVER_SHIFT) | (row as u64) << ROW_ORDERS;
-        self.used = self.used.wrapping_add(used_sum);
-        if starts != 0 {
-            // All that start in the row before are loose.
-            (self.run_first, self.run_starts, self.run_loose) = (first - 64, starts, starts);
-        }
-        let (used, head) = words;
-        self.at = Stretch { first, last: first | 63, used, head, loose: reader.sheet[row] };
-        true
+        row != from
     }
 
     /// Granules in use in all of the stretch.
@@ -455,6 +471,15 @@ impl<P: Probe> Tree<P> {
         loop {
             pair.left.advance::<false>(from);
             pair.right.advance::<true>(from + pair.more);
+            let passed = pair.pass_over(from, best.bound());
+            if passed != 0 {
+                match pair.starts.next(Some(from + passed)) {
+                    Some(next) => from = next,
+                    None => return,
+                }
+                pair.left.advance::<false>(from);
+                pair.right.advance::<true>(from + pair.more);
+            }
             let last = pair.left.at.last.min(pair.starts.last);
             // No start below this is good.
             let bad_end = pair.right.bad_end(from + pair.more);
@@ -512,6 +537,48 @@ struct Pair<'a, P> {
 }
 
 impl<P: Probe> Pair<'_, P> {
+    /// Takes both cursors over rows in which no start is cheaper than the bound: by how many positions.
+    /// It is what [`sweep_stretch`](Self::sweep_stretch) would do with each of these rows, for rows in
+    /// which nothing is bad and nothing runs in from before, as nearly all are.
+    #[inline(always)]
+    fn pass_over(&mut self, from: u64, bound: u64) -> u64 {
+        let (left, right) = (&mut self.left, &mut self.right);
+        let row_by_row = from & 63 == 0 && self.more >= 63;
+        if !(row_by_row && left.has_rows() && right.has_rows()) {
+            return 0;
+        }
+        let (mut at, mut to) =
+            (child_of(left.at.first, 1) as usize, child_of(right.at.first, 1) as usize);
+        let room = (self.starts.last - from) >> ROW_ORDERS;
+        let end = at + (63 - at).min(63 - to).min(usize::try_from(room).unwrap_or(63));
+        let (left_rows, right_rows) = (left.rows(), right.rows());
+        let upto = low_bits(((from + self.more) & 63) as u32 + 1);
+        let ((mut used, mut head), (mut far_used, mut far_head)) =
+            ((left.at.used, left.at.head), (right.at.used, right.at.head));
+        let (mut starts, mut far_starts) = (0, 0);
+        let first = at;
+        while at < end {
+            let bad = far_head & !(far_used & right.reader.sheet[to]);
+            let runs_in = (used & !head | far_used & !far_head) & 1;
+            let below = left.used.wrapping_add(used.count_ones() as u64);
+            let least = right.used.wrapping_add((far_used & upto).count_ones() as u64);
+            if bad | runs_in != 0 || least.wrapping_sub(below) < bound {
+                break;
+            }
+            left.used = below;
+            right.used = right.used.wrapping_add(far_used.count_ones() as u64);
+            (starts, far_starts) = (used & head, far_used & far_head);
+            (at, to) = (at + 1, to + 1);
+            (used, head) = left_rows.row(at);
+            (far_used, far_head) = right_rows.row(to);
+        }
+        if at != first {
+            left.enter(at, used, head, starts, left.reader.sheet[at - 1]);
+            right.enter(to, far_used, far_head, far_starts, right.reader.sheet[to - 1]);
+        }
+        ((at - first) as u64) << ROW_ORDERS
+    }
+
     /// Offers the cheapest windows that start in the left cursor's stretch, from a start on and up to a
     /// position.
     #[inline(always)]

@@ -334,7 +334,7 @@ fn between_the_moves_everything_is_a_whole_state() {
     let mut relocation = space.begin_run(16, 16, LOW, &[]).expect("there is room");
     assert_eq!((relocation.moves().len(), relocation.size()), (4, 16));
     assert_eq!(relocation.windows(), [(0, 16)]);
-    for number in 0..4 {
+    for (number, block) in blocks.into_iter().enumerate() {
         space.check().expect("the space is consistent");
         let it = relocation.moves()[number];
         assert_eq!(space.lookup_described(it.old).map(|d| d.label), Some(it.label));
@@ -347,7 +347,7 @@ fn between_the_moves_everything_is_a_whole_state() {
         }
         assert_eq!(space.make_move(&mut relocation, number), Ok(Made::Moved));
         assert_eq!(space.lookup_described(it.new).map(|d| d.label), Some(it.label));
-        assert!(space.free(blocks[number]).is_err(), "what it left is held");
+        assert!(space.free(block).is_err(), "what it left is held");
     }
     assert_eq!(space.finish_run(&mut relocation), Ok(Some(0)));
     space.check().expect("the space is consistent");
@@ -515,5 +515,80 @@ fn compaction_brings_blocks_back_for_the_fewest_bytes() {
         }
         let all = |at: &u64| (*at..at + size).all(|granule| model.is_free(granule));
         assert!((0..512).step_by(size as usize).filter(all).count() >= blocks);
+    }
+}
+
+/// The cheapest window of a space, by adding up: where it starts and what it costs.
+fn cheapest_slowly(model: &Model, length: u64, align: u64) -> Option<(u64, u128)> {
+    let granules = model.granules as usize;
+    // Granules in use below each, granules below each that make a window bad, and which allocation
+    // each lies in.
+    let (mut used, mut bad) = (vec![0u64; granules + 1], vec![0u64; granules + 1]);
+    let mut ranges: Vec<(u64, u64)> = (0..granules as u64 + 1).map(|at| (at, at)).collect();
+    for (&at, it) in &model.live {
+        let (first, end) = (at - model.base, at - model.base + it.length);
+        for granule in first..end {
+            used[granule as usize + 1] = 1;
+            bad[granule as usize + 1] = u64::from(it.sort != Sort::Movable);
+            if granule > first {
+                ranges[granule as usize] = (first, end);
+            }
+        }
+    }
+    for &at in &model.retired {
+        bad[(at - model.base) as usize + 1] = 1;
+    }
+    for at in 0..granules {
+        used[at + 1] += used[at];
+        bad[at + 1] += bad[at];
+    }
+    let starts = (0..=granules as u64).filter(|start| {
+        (start + model.base).is_multiple_of(align)
+            && start + length <= model.granules
+            && bad[*start as usize] == bad[(start + length) as usize]
+    });
+    let cost = |start: u64| {
+        let (low, high) = (ranges[start as usize].0, ranges[(start + length) as usize].1);
+        used[high as usize] - used[low as usize]
+    };
+    let best = starts.map(|start| (cost(start), start)).min();
+    best.map(|(cost, start)| (start + model.base, cost.into()))
+}
+
+#[test]
+fn the_cheapest_window_of_large_spaces() {
+    let mut random = Random::new(0x5eed_0006);
+    for round in 0..120 {
+        let granules = random.pick(&[500, 5_000, 20_000, 300_000]);
+        let base = random.pick(&[0, 1 << 30, 4096 - 7, (1 << 18) - 100, 12_345]);
+        let mut model = Model::new(base, granules);
+        // From nothing but single granules to blocks that are nodes of the tree, and runs across them.
+        let most = random.within(1..14);
+        let unmovable = random.pick(&[0, 0, 1, 1, 100]);
+        let mut at = base;
+        while at < base + granules {
+            let length = (1 + (random.next() & ((1 << random.within(0..most)) - 1)))
+                .min(base + granules - at);
+            match random.within(0..10) {
+                0 => {}
+                _ if random.within(0..10_000) < unmovable => {
+                    let sort = random.pick(&[Sort::Unmovable, Sort::Pinned]);
+                    model.alloc_at(at, length, 1, sort);
+                }
+                1 if random.one_in(1000) => {
+                    model.space.retire(at, 1).expect("it is in the space");
+                    model.retired.push(at);
+                }
+                _ => model.alloc_at(at, length, 1, Sort::Movable),
+            }
+            at += length;
+        }
+        for _ in 0..12 {
+            let length = 1 + (random.next() & ((1 << random.within(1..16)) - 1)) % granules;
+            let align = random.pick(&[1, 1, 2, 8, 64, 256, 4096, 3, 100, 1000]);
+            let found = model.space.cheapest_window(length.into(), align.into(), None);
+            let slowly = cheapest_slowly(&model, length, align);
+            assert_eq!(found, Ok(slowly), "round {round}: {length} at {align} of {granules}");
+        }
     }
 }
