@@ -28,17 +28,22 @@ behind it is `potad.trace` and `potad.report`.
 from potad._core import Descriptor, Kind, Space, __version__
 from potad.errors import Busy, Corrupt, NotAllocated, OutOfSpace, Poisoned, PotadError
 from potad.failure import Failure, Outcome
+from potad.relocation import Compaction, Move, Obstacle, Plan
 from potad.usage import Report, Usage
 
 __all__ = [
     "Busy",
+    "Compaction",
     "Corrupt",
     "Descriptor",
     "Failure",
     "Kind",
+    "Move",
     "NotAllocated",
+    "Obstacle",
     "OutOfSpace",
     "Outcome",
+    "Plan",
     "Poisoned",
     "PotadError",
     "Report",

@@ -7,7 +7,9 @@ from typing import Any, Literal, Self, SupportsIndex, TypeAlias, final
 import numpy as np
 import numpy.typing as npt
 
+from potad.errors import OutOfSpace
 from potad.failure import Outcome
+from potad.relocation import Compaction, Plan
 from potad.usage import Report
 
 __all__ = [
@@ -15,6 +17,7 @@ __all__ = [
     "Kind",
     "Pinned",
     "RecordBytes",
+    "Relocation",
     "Replay",
     "Space",
     "SpaceIterator",
@@ -22,6 +25,7 @@ __all__ = [
     "TraceParser",
     "_Nothing",
     "__version__",
+    "_report_unraisable",
 ]
 
 __version__: str
@@ -55,7 +59,7 @@ class Descriptor:
     @property
     def pins(self) -> int: ...
     @property
-    def state(self) -> Literal["live", "retiring"]: ...
+    def state(self) -> Literal["live", "retiring", "held"]: ...
     @property
     def record(self) -> npt.NDArray[Any] | None: ...
     def __eq__(self, other: object, /) -> bool: ...
@@ -69,6 +73,31 @@ class Pinned:
     def __enter__(self) -> Descriptor: ...
     def __exit__(self, *_raised: object) -> None: ...
 
+_Moved: TypeAlias = tuple[int, int, int]
+
+@final
+class Relocation:
+    @property
+    def moves(self) -> list[_Moved]: ...
+    @property
+    def blocks(self) -> int: ...
+    def owners(self) -> list[tuple[int, Any]]: ...
+    def descriptor(self, at: int) -> Descriptor | None: ...
+    def make(self, at: int) -> Literal["moved", "gone", "stays"]: ...
+    def make_rest(self, but: list[int]) -> list[int]: ...
+    def finish_run(self, kind: Kind | None = None, owner: Any = None) -> int | None: ...
+    def finish_compaction(self) -> int: ...
+    def give_up(self) -> None: ...
+    def run_again(
+        self, refused: list[int], kind: Kind | None = None, owner: Any = None
+    ) -> int | Relocation: ...
+    def blocks_again(
+        self, budget: SupportsIndex, refused: list[int]
+    ) -> tuple[int, list[_Moved]] | Relocation: ...
+    def begin_move(self, from_: int, to: int) -> Relocation | None: ...
+    def no_room(self, refused: list[int]) -> OutOfSpace: ...
+
+def _report_unraisable(error: BaseException, owner: object) -> None: ...
 @final
 class SpaceIterator:
     def __iter__(self) -> Self: ...
@@ -112,9 +141,34 @@ class Space:
         align: SupportsIndex | None = None,
         within: _Window | None = None,
         fit: Literal["aligned", "first"] = "aligned",
+        relocate: bool = False,
         kind: Kind | None = None,
         owner: Any = None,
     ) -> int: ...
+    def plan_run(
+        self,
+        size: SupportsIndex,
+        *,
+        align: SupportsIndex | None = None,
+        within: _Window | None = None,
+        fit: Literal["aligned", "first"] = "aligned",
+    ) -> Plan: ...
+    def compact(
+        self,
+        size: SupportsIndex,
+        count: SupportsIndex = 1,
+        *,
+        within: _Window | None = None,
+        budget: SupportsIndex | None = None,
+    ) -> Compaction: ...
+    def plan_compaction(
+        self,
+        size: SupportsIndex,
+        count: SupportsIndex = 1,
+        *,
+        within: _Window | None = None,
+        budget: SupportsIndex | None = None,
+    ) -> Plan: ...
     def alloc_at(
         self,
         address: SupportsIndex,

@@ -10,7 +10,10 @@ pickled, and so cross a process pool.
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from potad.relocation import Obstacle
 
 Reason = Literal["exhausted", "fragmented", "occupied"]
 """Why there was no room: less is available than was asked for; enough is, but not in one piece
@@ -35,7 +38,9 @@ class OutOfSpace(PotadError, MemoryError):
     `requested` is the size that was asked for, rounded up to granules; `available` what is free
     altogether; `largest` the largest free block; `reason` one of `"exhausted"` (less is available
     than was asked for), `"fragmented"` (enough is, but not in one piece that would do) and
-    `"occupied"` (the range that was named is not free, or not in the space).
+    `"occupied"` (the range that was named is not free, or not in the space). `in_the_way` is empty, but
+    for a run that was to be had by moving: then it says what cannot be moved, an `Obstacle` for each
+    kind and owner, largest first. It is not pickled with the rest.
 
     >>> import potad
     >>> space = potad.Space(1 << 20)
@@ -56,6 +61,12 @@ class OutOfSpace(PotadError, MemoryError):
         self.available = available
         self.largest = largest
         self.reason: Reason = reason
+        self.in_the_way: tuple[Obstacle, ...] = ()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Owners can be anything, also what cannot be pickled.
+        make, arguments, state = super().__reduce__()
+        return make, arguments, {**state, "in_the_way": ()}
 
 
 class NotAllocated(PotadError, LookupError):

@@ -57,7 +57,7 @@ class Report:
         lines = [("kind", "owner", "allocations", "size", "share")]
         for row in self.rows:
             kind = row.kind.name if row.kind else "-"
-            owner = "-" if row.owner is None else _short(row.owner)
+            owner = "-" if row.owner is None else short(row.owner)
             share = f"{row.size / total:.1%}"
             lines.append((kind, owner, f"{row.allocations:,}", f"{row.size:,}", share))
         share = f"{1:.1%}" if total else "-"
@@ -78,7 +78,7 @@ class Report:
 OWNER_WIDTH_MAX = 60
 
 
-def _short(owner: Any) -> str:
+def short(owner: Any) -> str:
     """An owner as text that fits in a line, whatever its `__repr__` does."""
     try:
         text = repr(owner)

@@ -39,6 +39,11 @@ impl<'py> Given<'py> {
         self.0.as_ref().map(|object| address(name, object)).transpose()
     }
 
+    /// True or False; False where it is not given.
+    pub fn flag(&self, name: &str) -> PyResult<bool> {
+        self.0.as_ref().map_or(Ok(false), |object| flag(name, object))
+    }
+
     /// Which of several possible runs to take.
     pub fn fit(&self) -> PyResult<Fit> {
         let Some(object) = &self.0 else { return Ok(Fit::default()) };
@@ -73,6 +78,13 @@ pub fn size(name: &str, object: &Bound<'_, PyAny>) -> PyResult<u128> {
         Some(value) => Ok(value as u128),
         None => large(name, object),
     }
+}
+
+/// True or False.
+pub fn flag(name: &str, object: &Bound<'_, PyAny>) -> PyResult<bool> {
+    object.extract().map_err(|_| {
+        PyTypeError::new_err(format!("{name} must be True or False, not {}", describe(object)))
+    })
 }
 
 /// The addresses a call is confined to.

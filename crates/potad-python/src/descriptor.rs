@@ -39,6 +39,7 @@ pub struct Descriptor {
     owner: Option<Py<PyAny>>,
     pins: u32,
     retiring: bool,
+    held: bool,
     look: Option<Arc<Look>>,
 }
 
@@ -65,7 +66,16 @@ impl Descriptor {
         let has_record = kind.as_ref().is_some_and(|kind| kind.get().record_size != 0);
         let record = if has_record { state.look(start) } else { None };
         let look = record.map(|record| Look::new(shared, record));
-        Ok(Descriptor { start, size, kind, owner, pins: known.pins, retiring, look })
+        Ok(Descriptor {
+            start,
+            size,
+            kind,
+            owner,
+            pins: known.pins,
+            retiring,
+            held: known.held,
+            look,
+        })
     }
 }
 
@@ -101,10 +111,15 @@ impl Descriptor {
         self.pins
     }
 
-    /// "live", or "retiring" if some of it is retired and goes out of service when it is freed.
+    /// "live", or "retiring" if some of it is retired and goes out of service when it is freed, or "held"
+    /// if it is no allocation of a caller's, but kept by the space while others are moved.
     #[getter]
     fn state(&self) -> &'static str {
-        if self.retiring { "retiring" } else { "live" }
+        match (self.held, self.retiring) {
+            (true, _) => "held",
+            (_, true) => "retiring",
+            _ => "live",
+        }
     }
 
     /// Its record: a NumPy array that can be written, in place and without a copy, of no dimensions but
@@ -124,7 +139,7 @@ impl Descriptor {
             == other.kind.as_ref().map(|kind| kind.as_ptr());
         let same_owner = self.owner.as_ref().map(|owner| owner.as_ptr())
             == other.owner.as_ref().map(|owner| owner.as_ptr());
-        let figures = |of: &Descriptor| (of.start, of.size, of.pins, of.retiring);
+        let figures = |of: &Descriptor| (of.start, of.size, of.pins, of.retiring, of.held);
         same_kind && same_owner && figures(self) == figures(other)
     }
 

@@ -44,7 +44,7 @@ fn registry() -> MutexGuard<'static, Registry> {
 #[cfg(unix)]
 pub fn install() -> std::io::Result<()> {
     // SAFETY: three functions that live as long as the process; extension modules are not unloaded.
-    match unsafe { libc::pthread_atfork(Some(take), Some(let_go), Some(let_go)) } {
+    match unsafe { libc::pthread_atfork(Some(take), Some(let_go), Some(let_go_in_child)) } {
         0 => Ok(()),
         error => Err(std::io::Error::from_raw_os_error(error)),
     }
@@ -58,6 +58,8 @@ pub fn install() -> std::io::Result<()> {
 
 /// A space whose lock this thread holds.
 struct Held {
+    /// Whether no call has stopped half-way.
+    whole: bool,
     /// Borrows from `space`; dropped before it, as fields are in the order they stand in.
     guard: MutexGuard<'static, State>,
     space: Arc<Mutex<State>>,
@@ -66,12 +68,15 @@ struct Held {
 impl Held {
     /// Waits for a space's lock; one that is poisoned is held like any other.
     fn lock(space: Arc<Mutex<State>>) -> Self {
-        let guard = space.lock().unwrap_or_else(PoisonError::into_inner);
+        let (guard, whole) = match space.lock() {
+            Ok(guard) => (guard, true),
+            Err(poisoned) => (poisoned.into_inner(), false),
+        };
         // SAFETY: only the lifetime changes. The guard refers to what `space` keeps alive at an
         // address that does not change, and nothing but its own drop ever uses it.
         let guard =
             unsafe { transmute::<MutexGuard<'_, State>, MutexGuard<'static, State>>(guard) };
-        Held { guard, space }
+        Held { whole, guard, space }
     }
 }
 
@@ -96,7 +101,7 @@ extern "C" fn take() {
 #[cfg(unix)]
 extern "C" fn let_go() {
     let Some(Hold { spaces, registry }) = HOLD.take() else { return };
-    let unlock = |Held { guard, space }| {
+    let unlock = |Held { guard, space, .. }| {
         drop(guard);
         space
     };
@@ -104,4 +109,14 @@ extern "C" fn let_go() {
     drop(registry);
     // Any of these may be the last reference, and what its owners do then needs locks.
     drop(spaces);
+}
+
+/// Moves that other threads had under way go on in the parent only.
+#[cfg(unix)]
+extern "C" fn let_go_in_child() {
+    HOLD.with_borrow_mut(|hold| {
+        let spaces = hold.iter_mut().flat_map(|hold| &mut hold.spaces);
+        spaces.filter(|held| held.whole).for_each(|held| held.guard.give_up_others());
+    });
+    let_go();
 }

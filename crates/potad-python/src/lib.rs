@@ -9,6 +9,7 @@
 //! | `space/` | the class `Space`: which call of the core it is, and its documentation |
 //! | `kind.rs`, `record.rs`, `descriptor.rs` | what is known about an allocation |
 //! | `state.rs` | the objects that the core's numbers of kinds and owners stand for |
+//! | `relocation.rs` | moves under way, between which owners are asked |
 //! | `trash.rs` | dropping references, however long a chain of them |
 //! | `lock.rs`, `fork.rs` | one thread at a time, and what becomes of that in a child process |
 //! | `errors.rs` | the core's errors as exceptions |
@@ -27,6 +28,7 @@ mod kind;
 mod lock;
 mod nothing;
 mod record;
+mod relocation;
 mod replay;
 mod space;
 mod state;
@@ -46,6 +48,8 @@ fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<kind::Kind>()?;
     module.add_class::<record::RecordBytes>()?;
     module.add_class::<space::describe::Pinned>()?;
+    module.add_class::<relocation::Relocation>()?;
+    module.add_function(wrap_pyfunction!(relocation::_report_unraisable, module)?)?;
     module.add_class::<nothing::Nothing>()?;
     fast::install(module.py())?;
     replay::register(module)?;

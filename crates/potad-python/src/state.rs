@@ -7,11 +7,12 @@
 
 use std::collections::HashMap;
 use std::ops::{Deref, DerefMut};
+use std::thread::{self, ThreadId};
 
 use pyo3::prelude::*;
 use pyo3::{PyTraverseError, PyVisit};
 
-use potad::{Described, Error, Label, Space};
+use potad::{Described, Error, Label, Relocation, Space};
 
 use crate::kind::Kind;
 use crate::trash::drop_all;
@@ -28,6 +29,11 @@ impl Named {
             kind: kind.map(|kind| kind.clone().unbind()),
             owner: owner.map(|owner| owner.clone().unbind()),
         }
+    }
+
+    /// Both, as whatever they are.
+    fn into_objects(self) -> impl Iterator<Item = Py<PyAny>> {
+        self.kind.map(Py::into_any).into_iter().chain(self.owner)
     }
 
     /// Neither.
@@ -48,6 +54,9 @@ pub struct State {
     gone: Vec<Py<PyAny>>,
     /// The kind that was asked for last, by its object.
     last_kind: (usize, Option<potad::Kind>),
+    /// Moves under way, by number, and the thread that makes them.
+    relocations: HashMap<u64, (ThreadId, Relocation)>,
+    relocations_begun: u64,
 }
 
 impl Deref for State {
@@ -75,6 +84,8 @@ impl State {
             unused: Vec::new(),
             gone: Vec::new(),
             last_kind: (0, None),
+            relocations: HashMap::new(),
+            relocations_begun: 0,
         }
     }
 
@@ -182,20 +193,22 @@ impl State {
         match done {
             Ok(done) => self.describe(|| starts(&done), named, align).map(|()| done),
             Err(error) => {
-                self.gone.extend(named.owner);
-                self.gone.extend(named.kind.map(Py::into_any));
+                self.put_aside(named);
                 Err(error)
             }
         }
     }
 
     /// Describes allocations that were just made, or frees them all.
-    fn describe<S: Iterator<Item = u64>>(
+    pub fn describe<S: Iterator<Item = u64>>(
         &mut self,
         starts: impl Fn() -> S,
         named: Named,
         align: Option<u128>,
     ) -> Result<(), Error> {
+        if named.is_empty() {
+            return Ok(());
+        }
         let kind = named.kind.map(|kind| self.kind_number(kind)).transpose();
         let (owner, is_new) = match named.owner {
             Some(owner) => self.owner_number(owner),
@@ -234,6 +247,46 @@ impl State {
     /// Everything that is known of an allocation, and whether some of it is retired.
     pub fn known(&self, start: u64, size: u128) -> (Described, bool) {
         (self.space.described(start, size), self.space.is_retiring(start, size))
+    }
+
+    /// References that were passed and are not needed: dropped when the lock is let go.
+    pub fn put_aside(&mut self, named: Named) {
+        self.gone.extend(named.into_objects());
+    }
+
+    /// Keeps moves that this thread has begun; their number.
+    pub fn keep_relocation(&mut self, relocation: Relocation) -> u64 {
+        self.relocations_begun += 1;
+        self.relocations.insert(self.relocations_begun, (thread::current().id(), relocation));
+        self.relocations_begun
+    }
+
+    /// Does something with moves that are under way; `None` if they are not any more.
+    pub fn with_relocation<T>(
+        &mut self,
+        number: u64,
+        act: impl FnOnce(&mut Space, &mut Relocation) -> T,
+    ) -> Option<T> {
+        let (_, relocation) = self.relocations.get_mut(&number)?;
+        Some(act(&mut self.space, relocation))
+    }
+
+    /// Takes moves that are under way, to finish them or give them up.
+    pub fn take_relocation(&mut self, number: u64) -> Option<Relocation> {
+        self.relocations.remove(&number).map(|(_, relocation)| relocation)
+    }
+
+    /// Gives up the moves of all other threads: in a child process there are none.
+    pub fn give_up_others(&mut self) {
+        let this = thread::current().id();
+        let space = &mut self.space;
+        self.relocations.retain(|_, (thread, relocation)| {
+            let mine = *thread == this;
+            if !mine {
+                space.give_up(relocation);
+            }
+            mine
+        });
     }
 
     /// For the garbage collector.

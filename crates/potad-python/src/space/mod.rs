@@ -1,14 +1,16 @@
 //! The class `Space`: what it is made of, its figures, and what Python's own operators do on it.
 //!
 //! Each file of this folder has one group of methods: `allocate`, `free`, `look_up`, `describe` for
-//! what allocations are and whose, and `extent` for what belongs to a space at all. A method converts its arguments, makes one call of the core
-//! under the lock, and converts what comes back.
+//! what allocations are and whose, `relocate` for moving them, and `extent` for what belongs to a space
+//! at all. A method converts its arguments, makes one call of the core under the lock, and converts
+//! what comes back.
 
 mod allocate;
 pub mod describe;
 mod extent;
 mod free;
 mod look_up;
+mod relocate;
 
 use pyo3::exceptions::PyTypeError;
 use pyo3::prelude::*;

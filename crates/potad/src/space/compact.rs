@@ -1,8 +1,8 @@
 //! Compaction: free blocks of a size, made ahead of time by moving what is in the way.
 //!
-//! The cheapest windows of the size are chosen together and held before the first home is found, so that
-//! what leaves one does not settle in another. Where there is not room for what would have to leave a
-//! window, the next cheapest takes its place.
+//! What is free of the size already counts, and is held. Of the rest the cheapest windows are chosen
+//! together and held before the first home is found, so that what leaves one does not settle in another.
+//! Where there is not room for what would have to leave a window, the next cheapest takes its place.
 
 use std::collections::HashSet;
 
@@ -13,10 +13,13 @@ use crate::error::Error;
 use crate::pack;
 use crate::probe::Probe;
 use crate::run::Wanted;
+use crate::tree::State;
 use crate::window::Candidate;
 
 /// What is drafted so far.
 struct Drafted {
+    /// Blocks that are free as it is.
+    free: u64,
     windows: Vec<(u64, u64)>,
     holds: Vec<(u64, u64)>,
     homes: Vec<Draft>,
@@ -63,11 +66,11 @@ impl<P: Probe> Space<P> {
     ) -> Result<(usize, Vec<Move>), Error> {
         let mut relocation = self.begin_compaction(size, count, within, budget, &[])?;
         self.give_up(&mut relocation);
-        Ok((relocation.windows().len(), relocation.moves().to_vec()))
+        Ok((relocation.blocks(), relocation.moves().to_vec()))
     }
 
-    /// Begins to make free blocks: chooses windows, those that are free among them, and holds them and
-    /// the new homes. Allocations at `refused`, by their starts, are not moved.
+    /// Begins to make free blocks: chooses windows, and holds them, the new homes, and the blocks that are
+    /// free already. Allocations at `refused`, by their starts, are not moved.
     ///
     /// Then make the moves, and [`finish_compaction`](Space::finish_compaction).
     pub fn begin_compaction(
@@ -82,6 +85,7 @@ impl<P: Probe> Space<P> {
         let window = self.window(within)?;
         self.tree.settle();
         let mut drafted = Drafted {
+            free: 0,
             windows: Vec::new(),
             holds: Vec::new(),
             homes: Vec::new(),
@@ -90,25 +94,60 @@ impl<P: Probe> Space<P> {
             steps: pack::STEPS,
         };
         // A block of all 2^64 granules is free, or not to be had.
-        let (Some(window), 0..64) = (window, order) else {
+        let (Some((first, last)), 0..64) = (window, order) else {
             return self.begin_moves(&[], &[], &[]);
         };
-        let wanted = Wanted {
-            length: 1 << order,
-            align: 1 << order,
-            origin: self.origin,
-            first: window.0,
-            last: window.1,
-        };
-        let limit = budget >> self.shift;
-        let done = self.draft_windows(&wanted, count, limit, refused, &mut drafted);
-        let Drafted { mut windows, holds, homes, .. } = drafted;
+        let (length, align, origin) = (1u64 << order, 1 << order, self.origin);
+        let wanted = Wanted { length, align, origin, first, last };
+        let done = self.draft_free(&wanted, count as u64, &mut drafted).and_then(|()| {
+            // There is never more room than what is free.
+            let most = (self.available() >> self.shift >> order).min(count as u128) as u64;
+            let missing = most.saturating_sub(drafted.free) as usize;
+            self.draft_windows(&wanted, missing, budget >> self.shift, refused, &mut drafted)
+        });
+        let Drafted { free, mut windows, holds, homes, .. } = drafted;
         windows.sort_unstable();
-        let begun = done.and_then(|()| self.begin_moves(&windows, &holds, &homes));
-        if begun.is_err() {
-            self.undo_draft(homes.iter().map(Draft::home).chain(holds));
+        let mut begun = done.and_then(|()| self.begin_moves(&windows, &holds, &homes));
+        match &mut begun {
+            Ok(relocation) => relocation.free = free.min(count as u64) as usize,
+            Err(_) => self.undo_draft(homes.iter().map(Draft::home).chain(holds)),
         }
         begun
+    }
+
+    /// Holds the free blocks there are, as far as they are wanted.
+    fn draft_free(
+        &mut self,
+        wanted: &Wanted,
+        count: u64,
+        drafted: &mut Drafted,
+    ) -> Result<(), Error> {
+        let &Wanted { length, align, first, last, .. } = wanted;
+        let mut stretch = match self.tree.state(first) {
+            State::Free => Some((first, self.tree.free_to(first))),
+            _ => self.next_free(wanted, Some(first)),
+        };
+        while let Some((from, to)) =
+            stretch.filter(|&(from, _)| from <= last && drafted.free < count)
+        {
+            if let Some(start) = wanted.start(from, to.min(last), align) {
+                let blocks = (to.min(last) - start).wrapping_add(1) / length;
+                let blocks = blocks.min(count - drafted.free);
+                self.tree.ensure_detail(2)?;
+                let held = (start, start + (blocks * length - 1));
+                self.tree.occupy(held.0, held.1);
+                drafted.holds.push(held);
+                drafted.free += blocks;
+            }
+            stretch = self.next_free(wanted, to.checked_add(1));
+        }
+        Ok(())
+    }
+
+    /// The next free stretch from a position on that has a block of the length.
+    fn next_free(&self, wanted: &Wanted, from: Option<u64>) -> Option<(u64, u64)> {
+        let (first, _) = self.tree.next_block(u128::MAX << wanted.length.ilog2(), from?)?;
+        Some((first, self.tree.free_to(first)))
     }
 
     /// Drafts as many windows as are wanted, cheapest first, and no more than may be moved.
@@ -121,7 +160,8 @@ impl<P: Probe> Space<P> {
         drafted: &mut Drafted,
     ) -> Result<(), Error> {
         let mut tries = count.saturating_mul(TRIES_FACTOR).max(TRIES_MIN);
-        let mut after = None;
+        // What is free is held already, where it is wanted.
+        let mut after = Some(Candidate { cost: 0, start: u64::MAX });
         while drafted.windows.len() < count && tries > 0 {
             let missing = (count - drafted.windows.len()).min(tries);
             let window = (wanted.first, wanted.last);
@@ -178,10 +218,10 @@ impl<P: Probe> Space<P> {
         Ok(())
     }
 
-    /// Ends a compaction: how many of its windows were emptied, and so are free blocks now.
+    /// Ends a compaction: how many free blocks there are now of those that were wanted.
     pub fn finish_compaction(&mut self, relocation: &mut Relocation) -> usize {
-        let emptied = self.emptied(relocation);
+        let blocks = relocation.free + self.emptied(relocation);
         self.give_up(relocation);
-        emptied
+        blocks
     }
 }

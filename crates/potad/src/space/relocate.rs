@@ -18,7 +18,7 @@
 
 use super::draft::{Draft, between};
 use super::{Space, Window};
-use crate::descriptor::{Label, Moving};
+use crate::descriptor::{Descriptors, Label, Moving};
 use crate::error::Error;
 use crate::loose::Loose;
 use crate::pack;
@@ -57,6 +57,8 @@ pub enum Made {
 pub struct Relocation {
     /// Start and size of what is emptied, ascending.
     windows: Vec<(u64, u128)>,
+    /// Blocks beside these that were free when it was begun, of those that were wanted.
+    pub(super) free: usize,
     moves: Vec<Move>,
     /// Which of the moves are made, or were found to be of something gone.
     done: Vec<bool>,
@@ -68,6 +70,11 @@ impl Relocation {
     /// What is emptied: start and size of each window.
     pub fn windows(&self) -> &[(u64, u128)] {
         &self.windows
+    }
+
+    /// How many blocks there are when all is done, those that were free already among them; 1 for a run.
+    pub fn blocks(&self) -> usize {
+        self.free + self.windows.len()
     }
 
     /// The moves it takes.
@@ -123,8 +130,8 @@ impl<P: Probe> Space<P> {
         Ok(start)
     }
 
-    /// Makes all moves of a relocation that nobody had the time to disturb, or none.
-    pub(super) fn make_moves(&mut self, relocation: &mut Relocation) -> Result<(), Error> {
+    /// Makes all moves of a relocation that nobody has had the time to disturb, or none.
+    pub fn make_moves(&mut self, relocation: &mut Relocation) -> Result<(), Error> {
         for at in 0..relocation.moves.len() {
             if let Err(error) = self.make_move(relocation, at) {
                 self.take_back(relocation);
@@ -188,10 +195,7 @@ impl<P: Probe> Space<P> {
         };
         match found {
             Some(relocation) => Ok(relocation),
-            None => {
-                let in_the_way = self.in_the_way(within)?;
-                Err(self.no_run(size, align, Some(in_the_way)))
-            }
+            None => Err(self.refusal(size, align, within)),
         }
     }
 
@@ -287,6 +291,7 @@ impl<P: Probe> Space<P> {
     ) -> Result<Relocation, Error> {
         let mut relocation = Relocation {
             windows: windows.iter().map(|&window| self.stretch(window)).collect(),
+            free: 0,
             moves: Vec::new(),
             done: vec![false; drafts.len()],
             holds: holds.iter().map(|&hold| self.stretch(hold)).collect(),
@@ -484,6 +489,23 @@ impl<P: Probe> Space<P> {
             self.undo_draft([draft.home()].into_iter());
         }
         begun
+    }
+
+    /// Why a run cannot be had, not even by moving.
+    pub fn refusal(&mut self, size: u128, align: u128, within: Window) -> Error {
+        match self.in_the_way(within) {
+            Ok(in_the_way) => self.no_run(size, align, Some(in_the_way)),
+            Err(error) => error,
+        }
+    }
+
+    /// Whether a move of a relocation, by its number, could be made now.
+    pub fn can_move(&self, relocation: &Relocation, number: usize) -> bool {
+        let Move { old, new, size, .. } = relocation.moves[number];
+        let (from, to) = (self.granule_at(old), self.granule_at(new));
+        let ready = |them: &Descriptors| them.moving(from, to) == Moving::Ready;
+        let stands = !relocation.done[number] && !self.is_retiring(new, size);
+        stands && self.descriptors.as_deref().is_some_and(ready)
     }
 
     /// The sums of what [`Space::obstacles`] says, in words.

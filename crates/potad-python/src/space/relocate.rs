@@ -1,0 +1,223 @@
+//! Room by moving allocations, ahead of time; and what it would take.
+
+use pyo3::prelude::*;
+use pyo3::sync::PyOnceLock;
+
+use super::Space;
+use crate::convert::{self, Given, integer};
+use crate::descriptor::Descriptor;
+use crate::kind::Kind;
+use crate::relocation::{Begun, Request, addresses, begin_compaction, begin_run, no_room};
+
+static GO_ON_WITH_RUN: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
+static GO_ON_WITH_BLOCKS: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
+static COMPACTION: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
+static PLAN: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
+
+/// A run, by moving what is in the way if none is free.
+pub fn alloc_run_moving(
+    space: &Bound<'_, Space>,
+    request: Request,
+    kind: Option<&Bound<'_, Kind>>,
+    owner: Option<&Bound<'_, PyAny>>,
+) -> PyResult<u64> {
+    match begin_run(space, request, Vec::new(), kind, owner)? {
+        Begun::Done(start) => Ok(start),
+        Begun::Moving(relocation) => {
+            let go_on = GO_ON_WITH_RUN.import(space.py(), "potad.relocation", "go_on_with_run")?;
+            go_on.call1((relocation, kind, owner))?.extract()
+        }
+    }
+}
+
+#[pymethods]
+impl Space {
+    /// Sees to it that there are free blocks of a size, by moving what is in the way of as few address
+    /// units as that takes.
+    ///
+    /// What may be moved is as for `alloc_run`. Blocks that are free already count. Where not all of
+    /// them can be had, because of what cannot be moved, for want of room or of budget, it makes as many
+    /// as can; moves that were made stay made.
+    ///
+    /// Arguments:
+    ///     size: of each block, in address units, rounded up to a power of two.
+    ///     count: how many free blocks there are to be.
+    ///     within: `(low, high)` confines the blocks to addresses from `low` up to, and not including,
+    ///         `high`; what is moved may go anywhere.
+    ///     budget: address units that may be moved at most; by default all.
+    ///
+    /// Returns: a `Compaction`: `blocks` is how many free blocks of the size there are of those that were
+    /// asked for, `moves` what was moved, and `size` how much that was.
+    ///
+    /// Raises:
+    ///     ValueError, TypeError, OverflowError: an argument is not as above.
+    ///     MemoryError: there is no memory for metadata.
+    ///
+    /// Takes nanoseconds for each 64 granules of the space, a microsecond for each allocation that is
+    /// moved, and what their owners do.
+    ///
+    /// >>> import potad
+    /// >>> page = potad.Kind("page", movable=True)
+    /// >>> space = potad.Space(1 << 20)
+    /// >>> pages = [space.alloc(4096, kind=page) for _ in range(256)]
+    /// >>> for address in pages[::2]:
+    /// ...     space.free(address)
+    /// >>> space.largest_free, space.compact(65536, 4).size, space.largest_free
+    /// (4096, 131072, 65536)
+    ///
+    /// What kcompactd does in Linux, by scanning memory from both ends.
+    #[pyo3(
+        signature = (size, count = Given::DEFAULT, *, within = None, budget = None),
+        text_signature = "($self, size, count=1, *, within=None, budget=None)"
+    )]
+    fn compact<'py>(
+        this: &Bound<'py, Self>,
+        size: &Bound<'py, PyAny>,
+        count: Given<'py>,
+        within: Option<&Bound<'py, PyAny>>,
+        budget: Option<&Bound<'py, PyAny>>,
+    ) -> PyResult<Bound<'py, PyAny>> {
+        let py = this.py();
+        let (request, budget) = blocks(size, &count, within, budget)?;
+        match begin_compaction(this, request, budget, Vec::new())? {
+            Begun::Done((blocks, moves)) => {
+                let make = COMPACTION.import(py, "potad.relocation", "compaction")?;
+                make.call1((blocks, addresses(py, &moves)))
+            }
+            Begun::Moving(relocation) => {
+                let go_on =
+                    GO_ON_WITH_BLOCKS.import(py, "potad.relocation", "go_on_with_blocks")?;
+                go_on.call1((relocation, integer(py, budget)))
+            }
+        }
+    }
+
+    /// What `alloc_run` with `relocate=True` would do as things stand, without doing it: where the run
+    /// would be, and what would be moved.
+    ///
+    /// Owners are not asked.
+    ///
+    /// Arguments:
+    ///     size: as for `alloc_run`.
+    ///     align: as for `alloc_run`.
+    ///     within: as for `alloc_run`.
+    ///     fit: as for `alloc_run`.
+    ///
+    /// Returns: a `Plan`: `start` is where the run would be, `moves` what would be moved, none of it if
+    /// the run is free, and `size` how much that is.
+    ///
+    /// Raises:
+    ///     OutOfSpace: there is no such run, not even by moving, as for `alloc_run`.
+    ///     ValueError, TypeError, OverflowError: an argument is not as above.
+    ///     MemoryError: there is no memory for metadata.
+    ///
+    /// Takes as long as `alloc_run` without the moves.
+    ///
+    /// >>> import potad
+    /// >>> page = potad.Kind("page", movable=True)
+    /// >>> space = potad.Space(1 << 20)
+    /// >>> space.alloc_at(512 << 10, 4096, kind=page)
+    /// 524288
+    /// >>> plan = space.plan_run(600 << 10)
+    /// >>> plan.start, plan.size, [(move.old, move.new) for move in plan.moves]
+    /// (0, 4096, [(524288, 614400)])
+    #[pyo3(
+        signature = (size, *, align = None, within = None, fit = Given::DEFAULT),
+        text_signature = "($self, size, *, align=None, within=None, fit='aligned')"
+    )]
+    fn plan_run<'py>(
+        this: &Bound<'py, Self>,
+        size: &Bound<'py, PyAny>,
+        align: Option<&Bound<'py, PyAny>>,
+        within: Option<&Bound<'py, PyAny>>,
+        fit: Given<'py>,
+    ) -> PyResult<Bound<'py, PyAny>> {
+        let py = this.py();
+        let size = convert::size("size", size)?;
+        let align = align.map_or(Ok(1), |align| convert::size("align", align))?;
+        let within = convert::window(within)?;
+        let fit = fit.fit()?;
+        let shared = &this.get().shared;
+        let planned = shared.attached(py, |state| {
+            Ok(state.plan_run(size, align, within, fit).map(|(start, moves)| {
+                let planned = moves
+                    .into_iter()
+                    .map(|it| Ok((Descriptor::new(py, shared, state, it.old, it.size)?, it.new)));
+                planned.collect::<Result<Vec<_>, potad::Error>>().map(|moves| (start, moves))
+            }))
+        })?;
+        let (start, moves) = match planned {
+            Ok(Ok(planned)) => planned,
+            Ok(Err(error)) => return Err(crate::errors::exception(py, error)),
+            Err(error) => return Err(no_room(this, error, within, Vec::new())),
+        };
+        PLAN.import(py, "potad.relocation", "plan")?.call1((start, 1, moves))
+    }
+
+    /// What `compact` would do as things stand, without doing it.
+    ///
+    /// Owners are not asked.
+    ///
+    /// Arguments:
+    ///     size: as for `compact`.
+    ///     count: as for `compact`.
+    ///     within: as for `compact`.
+    ///     budget: as for `compact`.
+    ///
+    /// Returns: a `Plan`: `blocks` is how many free blocks there would be of those that are asked for,
+    /// `moves` what would be moved, and `size` how much that is.
+    ///
+    /// Raises:
+    ///     ValueError, TypeError, OverflowError: an argument is not as above.
+    ///     MemoryError: there is no memory for metadata.
+    ///
+    /// Takes as long as `compact` without the moves.
+    ///
+    /// >>> import potad
+    /// >>> page = potad.Kind("page", movable=True)
+    /// >>> space = potad.Space(1 << 20)
+    /// >>> pages = [space.alloc_at(start, 4096, kind=page) for start in range(0, 1 << 20, 65536)]
+    /// >>> plan = space.plan_compaction(65536, 3)
+    /// >>> plan.blocks, plan.size
+    /// (3, 12288)
+    #[pyo3(
+        signature = (size, count = Given::DEFAULT, *, within = None, budget = None),
+        text_signature = "($self, size, count=1, *, within=None, budget=None)"
+    )]
+    fn plan_compaction<'py>(
+        &self,
+        py: Python<'py>,
+        size: &Bound<'py, PyAny>,
+        count: Given<'py>,
+        within: Option<&Bound<'py, PyAny>>,
+        budget: Option<&Bound<'py, PyAny>>,
+    ) -> PyResult<Bound<'py, PyAny>> {
+        let (request, budget) = blocks(size, &count, within, budget)?;
+        let Request::Blocks { size, count, within } = request else {
+            unreachable!("what is asked for is blocks");
+        };
+        let (blocks, moves) = self.shared.attached(py, |state| {
+            let (blocks, moves) = state.plan_compaction(size, count, within, budget)?;
+            let planned = moves
+                .into_iter()
+                .map(|it| Ok((Descriptor::new(py, &self.shared, state, it.old, it.size)?, it.new)));
+            planned.collect::<Result<Vec<_>, potad::Error>>().map(|moves| (blocks, moves))
+        })?;
+        PLAN.import(py, "potad.relocation", "plan")?.call1((py.None(), blocks, moves))
+    }
+}
+
+/// Blocks that are asked for, and the budget.
+fn blocks(
+    size: &Bound<'_, PyAny>,
+    count: &Given<'_>,
+    within: Option<&Bound<'_, PyAny>>,
+    budget: Option<&Bound<'_, PyAny>>,
+) -> PyResult<(Request, u128)> {
+    let size = convert::size("size", size)?;
+    // More than a word can count is more than there can be.
+    let count = usize::try_from(count.address("count")?.unwrap_or(1)).unwrap_or(usize::MAX);
+    let within = convert::window(within)?;
+    let budget = budget.map_or(Ok(1 << 64), |budget| convert::size("budget", budget))?;
+    Ok((Request::Blocks { size, count, within }, budget))
+}
