@@ -55,7 +55,21 @@ KIND = potad.Kind("buffer", record=np.dtype("u8"))
 # What a good call would be, so that one argument at a time can be made a bad one.
 GOOD: dict[str, dict[str, Any]] = {
     "alloc": {"size": GRANULE, "within": (BASE, BASE + SIZE)},
-    "alloc_run": {"size": GRANULE, "align": GRANULE, "within": (BASE, BASE + SIZE), "fit": "first"},
+    "alloc_run": {
+        "size": GRANULE,
+        "align": GRANULE,
+        "within": (BASE, BASE + SIZE),
+        "fit": "first",
+        "relocate": True,
+    },
+    "plan_run": {"size": GRANULE, "align": GRANULE, "within": (BASE, BASE + SIZE), "fit": "first"},
+    "compact": {"size": GRANULE, "count": 2, "within": (BASE, BASE + SIZE), "budget": GRANULE},
+    "plan_compaction": {
+        "size": GRANULE,
+        "count": 2,
+        "within": (BASE, BASE + SIZE),
+        "budget": GRANULE,
+    },
     "alloc_at": {"address": BASE + GRANULE, "size": GRANULE},
     "alloc_scattered": {"size": GRANULE, "min_block": GRANULE, "within": (BASE, BASE + SIZE)},
     "alloc_many": {"size": GRANULE, "count": 2},
@@ -80,13 +94,13 @@ GOOD: dict[str, dict[str, Any]] = {
 }
 
 ARGUMENTS = [(method, name) for method, good in GOOD.items() for name in good]
-NOT_NUMBERS = ("within", "fit", "addresses", "kind", "owner")
+NOT_NUMBERS = ("within", "fit", "relocate", "addresses", "kind", "owner")
 NUMBERS = [(m, n) for m, n in ARGUMENTS if n not in NOT_NUMBERS]
 
-OPTIONAL = {("alloc_run", "align"), ("alloc_scattered", "min_block")} | {
+OPTIONAL = {("alloc_run", "align"), ("plan_run", "align"), ("alloc_scattered", "min_block")} | {
     (method, name)
     for method, name in ARGUMENTS
-    if name == "within" or (method in ("retire", "restore") and name == "size")
+    if name in ("within", "budget") or (method in ("retire", "restore") and name == "size")
 }
 """Arguments for which None means that they are not given."""
 

@@ -49,15 +49,39 @@ class Known:
     value: int = 0
 
 
+class Mover:
+    """Agrees to every move of what it owns, or to none."""
+
+    def __init__(self, agrees: bool) -> None:
+        self.agrees = agrees
+        self.moves: list[tuple[int, int]] = []
+
+    def on_relocate(self, move: potad.Move) -> bool:
+        self.moves.append((move.old, move.new))
+        return self.agrees and move.owner is self and move.kind is MOVABLE
+
+
+MOVABLE = potad.Kind("page", record="u8", movable=True)
+STUBBORN = Mover(False)
+
 KINDS = [
     potad.Kind("plain"),
+    MOVABLE,
     potad.Kind("word", record="u8"),
     potad.Kind("xfs_buf", record=np.dtype([("value", "u8"), ("rest", "V352")])),
 ]
-OWNERS = ["someone", Owner(potad.Outcome.DELAYED), Owner(potad.Outcome.RECOVERED)]
+OWNERS = [
+    "someone",
+    Owner(potad.Outcome.DELAYED),
+    Owner(potad.Outcome.RECOVERED),
+    Mover(True),
+    STUBBORN,
+]
 
-LABELS = st.just(Known()) | st.builds(
-    Known, st.sampled_from([None, *KINDS]), st.sampled_from([None, *OWNERS])
+LABELS = (
+    st.just(Known())
+    | st.builds(Known, st.sampled_from([None, *KINDS]), st.sampled_from([None, *OWNERS]))
+    | st.builds(Known, st.just(MOVABLE), st.sampled_from([None, None, "someone", OWNERS[3]]))
 )
 
 
@@ -455,6 +479,106 @@ class Machine(RuleBasedStateMachine):
             starts = [at for at, known in self.known.items() if known.owner is owner]
             owned = [found.start for found in self.space.owned_by(owner)]
             assert owned == sorted(start * self.unit for start in starts)
+
+    # ---- moving --------------------------------------------------------------------------------
+
+    def number_movables(self) -> None:
+        """Gives each movable allocation a number of its own in its record, to tell it by."""
+        for number, (start, known) in enumerate(self.known.items()):
+            if known.kind is MOVABLE:
+                found = self.space.lookup(start * self.unit)
+                assert found is not None
+                assert found.record is not None
+                found.record[...] = number
+                self.known[start] = replace(known, value=number)
+
+    def follow_moves(self) -> int:
+        """Moves in the model what was moved, all of which may be; how many granules."""
+        places = {
+            int(found.record): found.start // self.unit
+            for found in self.space
+            if found.kind is MOVABLE and found.record is not None
+        }
+        lengths = self.model.allocations()
+        moved = {
+            start: (places[known.value], lengths[start], known)
+            for start, known in self.known.items()
+            if known.kind is MOVABLE and places[known.value] != start
+        }
+        for start, (_, length, known) in moved.items():
+            assert not known.pins
+            assert known.owner is not STUBBORN
+            del self.known[start]
+            self.model.release(start, length)
+        for new, length, known in moved.values():
+            self.take(new, length, known)
+        return sum(length for _, length, _ in moved.values())
+
+    def cheapest(self, length: int, align: int) -> int | None:
+        """Granules that have to be moved at least for a run, if nobody refuses."""
+        lengths = self.model.allocations()
+        costs = []
+        for start in self.model.cells:
+            cells = [self.model.cells.get(at, RETIRED) for at in range(start, start + length)]
+            victims = {cell for cell in cells if isinstance(cell, int)}
+            retired = any(at in self.model.retired for at in range(start, start + length))
+            loose = all(self.known[at].kind is MOVABLE and not self.pins(at) for at in victims)
+            if start % align == 0 and loose and not retired and RETIRED not in cells:
+                costs.append(sum(lengths[at] for at in victims))
+        return min(costs, default=None)
+
+    @rule(
+        granules=st.integers(1, 8) | st.integers(1, 40),
+        align=st.sampled_from([1, 1, 2, 3, 8]),
+        label=LABELS,
+    )
+    def alloc_run_by_moving(self, granules: int, align: int, label: Known) -> None:
+        self.number_movables()
+        least = self.cheapest(granules, align)
+        free = self.model.run(granules, align * self.unit, self.unit, None, "aligned")
+        size = granules * self.unit
+        try:
+            address = self.space.alloc_run(
+                size, align=align * self.unit, relocate=True, kind=label.kind, owner=label.owner
+            )
+        except potad.OutOfSpace as error:
+            assert free is None
+            assert self.follow_moves() == 0
+            self.check_no_room(error, size)
+            return
+        assert address % (align * self.unit) == 0
+        start = address // self.unit
+        # The run itself is not one of those that were numbered.
+        run = self.space.lookup(address)
+        assert run is not None
+        assert (run.start, run.size, run.kind, run.owner) == (
+            address,
+            size,
+            label.kind,
+            label.owner,
+        )
+        if label.kind is MOVABLE:
+            assert run.record is not None
+            run.record[...] = -1 % (1 << 64)
+        moved = self.follow_moves()
+        assert least is not None
+        assert moved >= least
+        assert free is None or (moved, start) == (0, free)
+        if run.record is not None:
+            value_of(run.record)[...] = 0
+        self.take(start, granules, label)
+
+    @rule(order=st.integers(0, 5), count=st.integers(0, 6), budget=st.none() | st.integers(0, 60))
+    def compact(self, order: int, count: int, budget: int | None) -> None:
+        self.number_movables()
+        before = sum(1 for _ in self.model.blocks(order))
+        limit = None if budget is None else budget * self.unit
+        done = self.space.compact(self.unit << order, count, budget=limit)
+        self.follow_moves()
+        blocks = sum(1 for _ in self.model.blocks(order))
+        assert min(before, count) <= done.blocks <= min(blocks, count)
+        assert budget is None or done.size <= budget * self.unit
+        assert done.size == sum(size for _, _, size in done.moves)
 
     # ---- the extent ----------------------------------------------------------------------------
 

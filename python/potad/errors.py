@@ -38,9 +38,9 @@ class OutOfSpace(PotadError, MemoryError):
     `requested` is the size that was asked for, rounded up to granules; `available` what is free
     altogether; `largest` the largest free block; `reason` one of `"exhausted"` (less is available
     than was asked for), `"fragmented"` (enough is, but not in one piece that would do) and
-    `"occupied"` (the range that was named is not free, or not in the space). `in_the_way` is empty, but
-    for a run that was to be had by moving: then it says what cannot be moved, an `Obstacle` for each
-    kind and owner, largest first. It is not pickled with the rest.
+    `"occupied"` (the range that was named is not free, or not in the space). `in_the_way` is empty,
+    but for a run that was to be had by moving: then it says what cannot be moved, an `Obstacle` for
+    each kind and owner, largest first. It is not pickled with the rest.
 
     >>> import potad
     >>> space = potad.Space(1 << 20)

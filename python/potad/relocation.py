@@ -1,9 +1,9 @@
 """Moving allocations: the question to their owners, and what is told about moves.
 
-`Space.alloc_run` with `relocate=True` and `Space.compact` come here when an allocation that is in the
-way has an owner. The compiled core has chosen what is to be moved where, and keeps the room; the space
-is not locked, so owners may do with it what they like, and other threads too. What that changes shows
-when a move is made, and then the next best place is looked for.
+`Space.alloc_run` with `relocate=True` and `Space.compact` come here when an allocation that is in
+the way has an owner. The compiled core has chosen what is to be moved where, and keeps the room;
+the space is not locked, so owners may do with it what they like, and other threads too. What that
+changes shows when a move is made, and then the next best place is looked for.
 
 Moves that were made are kept when another place has to be found: to take them back would move the
 same bytes again, and what they brought may be of use. Only when a run cannot be had at all they are
@@ -38,8 +38,8 @@ _Accept = Callable[["Move"], bool]
 class Move:
     """An allocation and where it is to go, as its owner is asked: or where it went.
 
-    `old` and `new` are its first address before and after; `size`, `kind`, `owner` and `record` are the
-    allocation's, and `descriptor` has them all.
+    `old` and `new` are its first address before and after; `size`, `kind`, `owner` and `record` are
+    the allocation's, and `descriptor` has them all.
     """
 
     def __init__(self, old: int, new: int, descriptor: Descriptor) -> None:
@@ -76,8 +76,8 @@ class Obstacle:
     """What is in the way of a run that cannot be had, even by moving: of one kind and one owner.
 
     `why` is "unmovable" for what has no movable kind, "pinned" for what has one and is pinned, and
-    "refused" for allocations whose owners did not agree; `allocations` is how many they are and `size`
-    what they come to, in address units.
+    "refused" for allocations whose owners did not agree; `allocations` is how many they are and
+    `size` what they come to, in address units.
     """
 
     kind: Kind | None
@@ -96,8 +96,8 @@ class Obstacle:
 class Plan:
     """What would be moved, and what for.
 
-    `start` is where the run would be, None for a compaction; `blocks` how many free blocks there would
-    be, 1 for a run; `moves` what would be moved.
+    `start` is where the run would be, None for a compaction; `blocks` how many free blocks there
+    would be, 1 for a run; `moves` what would be moved.
     """
 
     start: int | None
@@ -114,8 +114,8 @@ class Plan:
 class Compaction:
     """What a compaction came to.
 
-    `blocks` is how many free blocks of the size there are of those that were asked for; `moves` old and
-    new address and size of everything that was moved, in order.
+    `blocks` is how many free blocks of the size there are of those that were asked for; `moves` old
+    and new address and size of everything that was moved, in order.
     """
 
     blocks: int
@@ -131,7 +131,7 @@ class _Mover:
     """Makes the moves of one call, and knows what was made and what was refused."""
 
     def __init__(self) -> None:
-        # Old and new address and size, and what asks the owner, of each move in the order they were made.
+        # Each move in the order they were made: old and new address, size, and what asks the owner.
         self.made: list[tuple[int, int, int, _Accept | None]] = []
         # Starts of allocations that are not asked for again in this call.
         self.refused: list[int] = []

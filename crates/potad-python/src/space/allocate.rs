@@ -116,7 +116,7 @@ impl Space {
     /// 0
     /// >>> page = potad.Kind("page", movable=True)
     /// >>> space = potad.Space(16 * 4096)
-    /// >>> pages = [space.alloc_at(at * 4096, 4096, kind=page) for at in (3, 7, 8, 12)]
+    /// >>> pages = [space.alloc_at(at * 4096, 4096, kind=page) for at in (1, 3, 7, 8, 12, 14)]
     /// >>> space.alloc_run(8 * 4096, relocate=True) // 4096
     /// 4
     ///

@@ -131,8 +131,9 @@ impl<P: Probe> Space<P> {
             stretch.filter(|&(from, _)| from <= last && drafted.free < count)
         {
             if let Some(start) = wanted.start(from, to.min(last), align) {
-                let blocks = (to.min(last) - start).wrapping_add(1) / length;
-                let blocks = blocks.min(count - drafted.free);
+                let granules = (to.min(last) - start) as u128 + 1;
+                let most = (count - drafted.free) as u128;
+                let blocks = (granules / length as u128).min(most) as u64;
                 self.tree.ensure_detail(2)?;
                 let held = (start, start + (blocks * length - 1));
                 self.tree.occupy(held.0, held.1);
