@@ -7,6 +7,7 @@
 
 use std::collections::HashMap;
 
+use pyo3::exceptions::{PyIndexError, PyTypeError};
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 use pyo3::types::PyInt;
@@ -110,9 +111,7 @@ pub fn begin_run(
     kind: Option<&Bound<'_, Kind>>,
     owner: Option<&Bound<'_, PyAny>>,
 ) -> PyResult<Begun<u64>> {
-    let Request::Run { size, align, within, fit } = request else {
-        unreachable!("what is asked for is a run");
-    };
+    let Request::Run { size, align, within, fit } = request else { return Err(other_request()) };
     let py = space.py();
     let named = Named::new(kind, owner);
     let begun = space.get().shared.long(py, |state| {
@@ -141,9 +140,7 @@ pub fn begin_compaction(
     budget: u128,
     refused: Vec<u64>,
 ) -> PyResult<Begun<(usize, Vec<Move>)>> {
-    let Request::Blocks { size, count, within } = request else {
-        unreachable!("what is asked for is blocks");
-    };
+    let Request::Blocks { size, count, within } = request else { return Err(other_request()) };
     let begun = space.get().shared.long(space.py(), |state| {
         let begun = (**state).begin_compaction(size, count, within, budget, &refused)?;
         let mut relocation = Some(begun);
@@ -185,9 +182,21 @@ pub fn no_room(space: &Bound<'_, Space>, error: Error, within: Window, refused: 
     made.map_or_else(|error| error, PyErr::from_value)
 }
 
+/// A run is asked for of what makes blocks, or blocks of what makes a run.
+#[cold]
+fn other_request() -> PyErr {
+    PyTypeError::new_err("these moves are for something else")
+}
+
 impl Relocation {
     fn new(space: &Bound<'_, Space>, request: Request, (number, moves, blocks): Kept) -> Self {
         Relocation { space: space.clone().unbind(), request, number, moves, blocks }
+    }
+
+    /// A move by its number.
+    fn it(&self, at: usize) -> PyResult<Move> {
+        let message = || format!("there are {} moves, and no number {at}", self.moves.len());
+        self.moves.get(at).copied().ok_or_else(|| PyIndexError::new_err(message()))
     }
 }
 
@@ -237,7 +246,7 @@ impl Relocation {
     /// The descriptor of what a move is of; None where that cannot be moved any more.
     fn descriptor(&self, py: Python<'_>, at: usize) -> PyResult<Option<Descriptor>> {
         let shared = &self.space.get().shared;
-        let Move { old, size, .. } = self.moves[at];
+        let Move { old, size, .. } = self.it(at)?;
         shared.attached(py, |state| {
             let can = state.with_relocation(self.number, |space, kept| space.can_move(kept, at));
             let can = can.unwrap_or(false);
@@ -248,6 +257,7 @@ impl Relocation {
     /// Makes one move: "moved", or "gone" if the allocation was freed, or "stays" if it was pinned or
     /// cut.
     fn make(&self, py: Python<'_>, at: usize) -> PyResult<&'static str> {
+        self.it(at)?;
         let number = self.number;
         let made = self.space.get().shared.brief(py, |state| {
             let made = state.with_relocation(number, |space, kept| space.make_move(kept, at));
@@ -263,7 +273,10 @@ impl Relocation {
     /// Makes all moves but some, by their numbers; the numbers of those that were made.
     fn make_rest(&self, py: Python<'_>, but: Vec<usize>) -> PyResult<Vec<usize>> {
         let (number, mut rest) = (self.number, vec![true; self.moves.len()]);
-        but.into_iter().for_each(|at| rest[at] = false);
+        for at in but {
+            self.it(at)?;
+            rest[at] = false;
+        }
         self.space.get().shared.long(py, move |state| {
             let made = state.with_relocation(number, |space, kept| {
                 let numbers = (0..rest.len()).filter(|&at| rest[at]);
@@ -362,9 +375,7 @@ impl Relocation {
 
     /// The error for a run that others were always faster than.
     fn no_room(&self, py: Python<'_>, refused: Vec<u64>) -> PyErr {
-        let Request::Run { size, align, within, .. } = self.request else {
-            unreachable!("what is asked for is a run");
-        };
+        let Request::Run { size, align, within, .. } = self.request else { return other_request() };
         let error =
             self.space.get().shared.long(py, |state| Ok(state.refusal(size, align, within)));
         match error {
