@@ -11,6 +11,8 @@
 //! * **Run**: a range of any length in pages, at a multiple of an alignment, that spans blocks.
 //! * **Map**: the memory in equal cells, each with the share of it that is occupied.
 
+use std::ops::Range;
+
 use crate::trace::PAGE_BYTES;
 
 /// Orders a free block can have: page numbers are below 2^32.
@@ -34,6 +36,28 @@ impl Extent {
     pub fn end(&self) -> u64 {
         self.start + self.pages
     }
+
+    /// The blocks it falls into, each naturally aligned and as large as can be: first page and order,
+    /// in address order.
+    pub(crate) fn blocks(self) -> impl Iterator<Item = (u64, u32)> {
+        let mut start = self.start;
+        std::iter::from_fn(move || {
+            let left = self.end() - start;
+            (left > 0).then(|| {
+                // The largest block that may start here, and that still fits.
+                let block = (start, start.trailing_zeros().min(left.ilog2()));
+                start += 1 << block.1;
+                block
+            })
+        })
+    }
+}
+
+/// The blocks a range of page numbers falls into, in the same way.
+pub(crate) fn aligned_blocks(range: Range<u32>) -> impl Iterator<Item = (u32, u32)> {
+    let pages = range.end.saturating_sub(range.start).into();
+    let extent = Extent { start: range.start.into(), pages };
+    extent.blocks().map(|(page, order)| (page as u32, order))
 }
 
 /// How many free blocks there are of each order.
@@ -49,12 +73,8 @@ impl Default for BlockCounts {
 impl BlockCounts {
     /// Adds the blocks a free extent falls into.
     pub fn add_extent(&mut self, extent: Extent) {
-        let mut start = extent.start;
-        while start < extent.end() {
-            // The largest block that may start here, and that still fits.
-            let order = start.trailing_zeros().min((extent.end() - start).ilog2());
+        for (_, order) in extent.blocks() {
             self.0[order as usize] += 1;
-            start += 1 << order;
         }
     }
 

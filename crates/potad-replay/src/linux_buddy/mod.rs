@@ -31,11 +31,13 @@
 #[allow(unsafe_code)]
 mod zone;
 
+use std::ops::Range;
+
 use potad::{NoProbe, Probe};
 
 use crate::allocator::{PAGES_MAX, PageAllocator};
 use crate::error::{BuildError, CheckError};
-use crate::figures::{BlockCounts, Extent, coalesce, has_run};
+use crate::figures::{BlockCounts, Extent, aligned_blocks, coalesce, has_run};
 use zone::{FREE_AREA_BYTES, PAGE_STRUCT_BYTES, Zone};
 
 /// The Linux buddy allocator restated: per-order lists through 64-byte page structures.
@@ -103,6 +105,43 @@ impl<P: Probe, const MAX_ORDER: u32, const TAIL: bool> LinuxBuddy<P, MAX_ORDER, 
             "page {page} is not aligned to order {order}"
         );
         self.zone.free(page, order);
+    }
+
+    /// Free pages.
+    pub(crate) fn free_pages(&self) -> u64 {
+        (0..=MAX_ORDER).map(|order| self.zone.nr_free(order) << order).sum()
+    }
+
+    /// Whether [`alloc`](Self::alloc) would find a block.
+    pub(crate) fn has_block(&self, order: u32) -> bool {
+        (order..=MAX_ORDER).any(|order| self.zone.nr_free(order) > 0)
+    }
+
+    /// Takes all free pages of a range off the lists, as isolating a range does in the kernel: the
+    /// blocks they make, in address order. What a free block has outside the range stays free.
+    pub(crate) fn isolate(&mut self, range: Range<u32>) -> Vec<(u32, u32)> {
+        let mut isolated = Vec::new();
+        // A free block that the range begins in may begin before it.
+        let over = |page: u32, order: u32| page & !((1 << order) - 1);
+        let mut page = (0..=MAX_ORDER)
+            .map(|order| (over(range.start, order), order))
+            .find(|&(first, order)| self.zone.order_of_free(first).is_some_and(|is| is >= order))
+            .map_or(range.start, |(first, _)| first);
+        while page < range.end {
+            let Some(order) = self.zone.take(page) else {
+                page += 1;
+                continue;
+            };
+            let end = page + (1 << order);
+            let inside = page.max(range.start)..end.min(range.end);
+            isolated.extend(aligned_blocks(inside.clone()));
+            let below = aligned_blocks(page..inside.start);
+            for (outside, order) in below.chain(aligned_blocks(inside.end..end)) {
+                self.zone.free(outside, order);
+            }
+            page = end;
+        }
+        isolated
     }
 
     /// Has the system back the metadata now, 64 bytes a page, as a running kernel's is.

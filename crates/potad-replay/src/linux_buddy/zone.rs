@@ -217,6 +217,26 @@ impl<P: Probe, const MAX_ORDER: u32, const TAIL: bool> Zone<P, MAX_ORDER, TAIL> 
         }
     }
 
+    /// The order of the free block that starts at a page, if one does.
+    pub(super) fn order_of_free(&self, number: u32) -> Option<u32> {
+        if u64::from(number) >= self.pages {
+            return None;
+        }
+        // SAFETY: checked to lie in the zone.
+        let page = unsafe { self.page(u64::from(number)) };
+        // On a list, and only there, the order is one that a list exists for.
+        (self.get(page.page_type()) == BUDDY_TYPE).then(|| self.get(page.private()) as u32)
+    }
+
+    /// Takes the free block that starts at a page off its list, whole: its order.
+    pub(super) fn take(&mut self, number: u32) -> Option<u32> {
+        let order = self.order_of_free(number)?;
+        // SAFETY: a free block starts there, so it lies in the zone.
+        let page = unsafe { self.page(u64::from(number)) };
+        self.remove_from_list(page, order);
+        Some(order)
+    }
+
     /// Whether the buddy of the block one order up is free: then, if this block's own buddy comes
     /// free, both merge further, and it is worth not handing this block out soon.
     fn merge_is_likely(&self, pfn: u64, buddy_pfn: u64, order: u32) -> bool {
