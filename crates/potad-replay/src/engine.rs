@@ -68,18 +68,11 @@ impl Replay {
         settings: Settings,
     ) -> Result<Replay, ReplayError> {
         let Settings { memory_bytes: bytes, probe_interval, points } = settings;
-        if bytes == 0 || !bytes.is_multiple_of(PAGE_BYTES) {
-            return Err(ReplayError::MemoryNotPages { bytes });
-        }
-        if bytes / PAGE_BYTES > PAGES_MAX {
-            return Err(ReplayError::MemoryTooLarge { bytes, max: PAGES_MAX * PAGE_BYTES });
-        }
+        check_memory(bytes)?;
         if probe_interval == 0 {
             return Err(ReplayError::ProbeInterval);
         }
-        if points < 2 {
-            return Err(ReplayError::Points { points });
-        }
+        check_points(points)?;
         let run: Box<dyn Run> = match allocator {
             PotadContender::NAME => Box::new(Runner::<PotadContender>::new(trace, settings)?),
             LinuxBuddyContender::NAME => {
@@ -268,8 +261,25 @@ impl<C: Contender> Run for Runner<C> {
     }
 }
 
-fn nanoseconds(rounds: &[f64]) -> Nanoseconds {
-    let mut sorted = rounds.to_vec();
+/// Refuses a memory that is not pages that can be numbered.
+pub(crate) fn check_memory(bytes: u64) -> Result<(), ReplayError> {
+    if bytes == 0 || !bytes.is_multiple_of(PAGE_BYTES) {
+        return Err(ReplayError::MemoryNotPages { bytes });
+    }
+    if bytes / PAGE_BYTES > PAGES_MAX {
+        return Err(ReplayError::MemoryTooLarge { bytes, max: PAGES_MAX * PAGE_BYTES });
+    }
+    Ok(())
+}
+
+/// Refuses a number of samples that makes no curve.
+pub(crate) fn check_points(points: u64) -> Result<(), ReplayError> {
+    if points < 2 { Err(ReplayError::Points { points }) } else { Ok(()) }
+}
+
+/// Median and extremes of times, of which there may be none.
+pub(crate) fn nanoseconds(times: &[f64]) -> Nanoseconds {
+    let mut sorted = times.to_vec();
     sorted.sort_by(f64::total_cmp);
     match (sorted.first(), sorted.get(sorted.len() / 2), sorted.last()) {
         (Some(&min), Some(&median), Some(&max)) => Nanoseconds { median, min, max },

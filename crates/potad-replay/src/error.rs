@@ -78,6 +78,18 @@ pub enum BuildError {
         /// Bytes of metadata they need.
         bytes: u64,
     },
+    /// A reserve that leaves nothing to the rest of the memory, or is nothing.
+    #[error(
+        "reserve: {reserved} of {pages} pages; it begins at a multiple of {block} pages and must leave some to either side"
+    )]
+    Reserve {
+        /// Pages there are.
+        pages: u64,
+        /// Pages to be reserved.
+        reserved: u64,
+        /// Pages of the largest block.
+        block: u64,
+    },
     /// The allocator's own reason.
     #[error("{allocator}: {reason}")]
     Refused {
@@ -131,6 +143,38 @@ pub enum ReplayError {
     Points {
         /// Samples asked for.
         points: u64,
+    },
+    /// The length of a run is not a positive whole number of pages that can be numbered.
+    #[error(
+        "run: {bytes} bytes is not a positive multiple of the page size, 4096 bytes, up to {max}"
+    )]
+    RunSize {
+        /// Bytes given.
+        bytes: u64,
+        /// The most there can be.
+        max: u64,
+    },
+    /// The alignment of a run is not a power of two of pages that can be numbered.
+    #[error("alignment: {bytes} bytes is not a power of two from 4096 to {max}")]
+    RunAlign {
+        /// Bytes given.
+        bytes: u64,
+        /// The most it can be.
+        max: u64,
+    },
+    /// Runs every 0 events.
+    #[error("run interval: must be at least 1 event")]
+    RunInterval,
+    /// No runs at a time.
+    #[error("at once: at least 1 run is asked for at a time")]
+    RunsAtOnce,
+    /// A share that is none.
+    #[error("{name}: {share} is not a share from 0 to 1")]
+    Share {
+        /// Of what.
+        name: &'static str,
+        /// What was given, in words, as it may be no number.
+        share: String,
     },
     /// The result was asked for before the replay's end.
     #[error("the replay has no result yet: {done} of {total} events are done")]

@@ -50,7 +50,9 @@ mod parser;
 mod pass;
 mod potad_space;
 mod probe;
+mod relocation;
 mod report;
+mod samples;
 mod trace;
 
 pub use allocator::{PAGES_MAX, PageAllocator};
@@ -64,5 +66,9 @@ pub use linux_buddy::LinuxBuddy;
 pub use parser::{LINE_BYTES_MAX, MALFORMED_KEPT, TraceParser};
 pub use potad_space::PotadSpace;
 pub use probe::{CacheLines, CountingProbe, LineCount};
+pub use relocation::{
+    Cma, Move, RUN_CONTENDERS, Relocation, RelocationCurves, RelocationReport, Relocator, Reserve,
+    ReserveLoss, RunRequests, remainder,
+};
 pub use report::{AddressMap, Curves, Nanoseconds, Report, RunProbes};
 pub use trace::{ORDER_MAX, PAGE_BYTES, Step, Trace, TraceFormat};

@@ -10,6 +10,7 @@ use crate::figures::{
 };
 use crate::pass::{Labelling, Pass, Progress};
 use crate::report::{AddressMap, Curves, RunProbes};
+use crate::samples::{Samples, next_multiple, seconds_at};
 use crate::trace::{PAGE_BYTES, Trace};
 
 /// The run that is looked for.
@@ -25,10 +26,7 @@ const INDEX_32_MIB: u64 = 32 << 20;
 /// A pass and what was taken during it.
 pub(crate) struct Measured<A> {
     pass: Pass<A>,
-    /// The next sample, of `samples`.
-    sample: u64,
-    /// At least 1; more only where there are as many gaps between steps.
-    samples: u64,
+    samples: Samples,
     curves: Curves,
     runs: RunProbes,
     map: AddressMap,
@@ -39,8 +37,7 @@ impl<A: PageAllocator> Measured<A> {
         let cell_bytes = map_cell_bytes(allocator.pages());
         let mut measured = Measured {
             pass: Pass::new(allocator, trace),
-            sample: 0,
-            samples: points.min(trace.steps.len() as u64 + 1),
+            samples: Samples::new(points, trace),
             curves: Curves::default(),
             runs: RunProbes {
                 size_bytes: RUN_BYTES,
@@ -84,7 +81,7 @@ impl<A: PageAllocator> Measured<A> {
     pub fn run(&mut self, trace: &Trace, end: usize) {
         while self.pass.at < end {
             let at = self.pass.at;
-            let mut stop = end.min(self.sample_due(trace)).min(self.probe_due());
+            let mut stop = end.min(self.samples.due()).min(self.probe_due());
             if at < trace.peak_step {
                 stop = stop.min(trace.peak_step);
             }
@@ -93,21 +90,9 @@ impl<A: PageAllocator> Measured<A> {
         }
     }
 
-    /// Steps done when the next sample is due; past the end when all are taken.
-    fn sample_due(&self, trace: &Trace) -> usize {
-        match self.samples - 1 {
-            0 => 0,
-            gaps => {
-                (u128::from(self.sample) * trace.steps.len() as u128 / u128::from(gaps)) as usize
-            }
-        }
-    }
-
     /// Steps done when the next probe is due.
     fn probe_due(&self) -> usize {
-        let interval = self.runs.interval_events;
-        let due = (self.pass.at as u64 / interval + 1).saturating_mul(interval);
-        usize::try_from(due).unwrap_or(usize::MAX)
+        next_multiple(self.pass.at, self.runs.interval_events)
     }
 
     /// Takes what is due after the steps done so far.
@@ -121,9 +106,8 @@ impl<A: PageAllocator> Measured<A> {
             self.map.at_peak = self.occupancy();
             self.map.unmovable_at_peak = self.unmovable_map();
         }
-        if self.sample < self.samples && at == self.sample_due(trace) {
+        if self.samples.take(at) {
             self.take_sample(trace);
-            self.sample += 1;
         }
         if at == trace.steps.len() {
             self.map.at_end = self.occupancy();
@@ -135,11 +119,9 @@ impl<A: PageAllocator> Measured<A> {
         let blocks = self.pass.allocator.free_blocks();
         let run_possible = self.can_run();
         let at = self.pass.at;
-        // Of the step done last; the sample before all steps is at the beginning of time.
-        let nanoseconds = at.checked_sub(1).map_or(0, |last| trace.times[last]);
         let curves = &mut self.curves;
         curves.event.push(at as u64);
-        curves.seconds.push(nanoseconds as f64 / 1e9);
+        curves.seconds.push(seconds_at(trace, at));
         curves.live_bytes.push(self.pass.progress.live_pages * PAGE_BYTES);
         curves.free_bytes.push(blocks.free_pages() * PAGE_BYTES);
         curves.largest_free_bytes.push(blocks.largest_pages() * PAGE_BYTES);

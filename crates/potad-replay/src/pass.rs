@@ -40,7 +40,7 @@ impl Watch for Unwatched {
 pub(crate) struct Labelling;
 
 /// The kernel's `MIGRATE_MOVABLE`.
-const MOVABLE: u32 = 1;
+pub(crate) const MOVABLE: u32 = 1;
 
 impl Watch for Labelling {
     fn begin(&self) {}

@@ -11,7 +11,7 @@ pub(crate) const ALLOCATOR: &str = "potad";
 
 /// A space of pages.
 pub struct PotadSpace<P: Probe = NoProbe> {
-    space: Space<P>,
+    pub(crate) space: Space<P>,
     /// Of unmovable and of movable pages; known to the space when it is first told of either.
     kinds: Option<[Kind; 2]>,
 }
@@ -35,11 +35,11 @@ impl<P: Probe> PotadSpace<P> {
     }
 }
 
-fn bytes(pages: u64) -> u128 {
+pub(crate) fn bytes(pages: u64) -> u128 {
     u128::from(pages) * u128::from(PAGE_BYTES)
 }
 
-fn address(page: u32) -> u64 {
+pub(crate) fn address(page: u32) -> u64 {
     u64::from(page) * PAGE_BYTES
 }
 

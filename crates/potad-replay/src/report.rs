@@ -70,14 +70,14 @@ impl Report {
     }
 }
 
-/// Nanoseconds, over the timed rounds.
+/// Nanoseconds: of an operation, over the timed rounds; or of a request for a run, over the requests.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
 pub struct Nanoseconds {
-    /// The round in the middle.
+    /// The one in the middle.
     pub median: f64,
-    /// The fastest round.
+    /// The fastest.
     pub min: f64,
-    /// The slowest round.
+    /// The slowest.
     pub max: f64,
 }
 

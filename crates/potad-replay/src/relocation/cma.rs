@@ -39,7 +39,7 @@
 use std::ops::Range;
 
 use super::relocator::{Move, Relocator, Reserve, remainder};
-use crate::allocator::PageAllocator;
+use crate::allocator::{PAGES_MAX, PageAllocator};
 use crate::error::{BuildError, CheckError};
 use crate::figures::{Extent, aligned_blocks, coalesce};
 use crate::linux_buddy::LinuxBuddy;
@@ -84,10 +84,12 @@ impl Cma {
     /// [`BuildError`] where the number of pages is out of range, nothing would be reserved or all, or
     /// the system refuses the metadata.
     pub fn new(pages: u64, reserved: u64) -> Result<Self, BuildError> {
+        if pages == 0 || pages > PAGES_MAX {
+            return Err(BuildError::Pages { pages, max: PAGES_MAX });
+        }
         let base = pages.saturating_sub(reserved) / MAX_ORDER_PAGES * MAX_ORDER_PAGES;
         if base == 0 || base == pages {
-            let (pages, block) = (pages, MAX_ORDER_PAGES);
-            return Err(BuildError::Reserve { pages, reserved, block });
+            return Err(BuildError::Reserve { pages, reserved, block: MAX_ORDER_PAGES });
         }
         Ok(Cma {
             rest: LinuxBuddy::new(base)?,
@@ -198,7 +200,12 @@ impl Cma {
                     self.carve(old, order);
                     self.in_use[new as usize] = self.in_use[old as usize].take();
                     moves.push(Move { old, new, order });
-                    self.vacate(old - self.base, order, window, isolated);
+                    let old = old - self.base;
+                    self.area.free(old, order);
+                    let end = old + (1 << order);
+                    // A half of a block that was split may lie outside as a whole.
+                    let left = window.start.clamp(old, end)..window.end.clamp(old, end);
+                    isolated.extend(self.area.isolate(left));
                 }
                 None if order == 0 => return Err(Busy),
                 None => {
@@ -208,21 +215,6 @@ impl Cma {
             }
         }
         Ok(())
-    }
-
-    /// Isolates what a block, numbered in the area, has in the window, and frees what it has outside.
-    fn vacate(
-        &mut self,
-        page: u32,
-        order: u32,
-        window: &Range<u32>,
-        isolated: &mut Vec<(u32, u32)>,
-    ) {
-        let end = page + (1 << order);
-        let inside = page.max(window.start)..end.min(window.end);
-        isolated.extend(aligned_blocks(inside.clone()));
-        let outside = aligned_blocks(page..inside.start).chain(aligned_blocks(inside.end..end));
-        outside.for_each(|(page, order)| self.area.free(page, order));
     }
 
     /// Makes the 2^`order` pages from `page` on a live block of their own, if they are not.

@@ -118,10 +118,10 @@ impl Pieces {
         piece.map(|&piece| (slot, piece, *movable))
     }
 
-    /// Slots whose allocations are movable, with their pieces.
-    pub fn movable(&self) -> impl Iterator<Item = (u32, &[Piece])> {
+    /// All movable pieces and their slots.
+    pub fn movable(&self) -> impl Iterator<Item = (u32, Piece)> {
         let slots = (0..).zip(&self.slots).filter(|(_, slot)| slot.movable);
-        slots.map(|(number, slot)| (number, &slot.pieces[..]))
+        slots.flat_map(|(number, slot)| slot.pieces.iter().map(move |&piece| (number, piece)))
     }
 
     fn mark(&mut self, piece: Piece, slot: u32) {
@@ -202,12 +202,10 @@ mod tests {
                 let mut expected: Vec<u32> = place.values().copied().collect();
                 expected.sort_unstable();
                 prop_assert_eq!(live, expected);
-                for (_, all) in pieces.movable() {
-                    for piece in all {
-                        prop_assert_eq!(piece.page % (1 << piece.order), 0);
-                        for (offset, page) in (piece.offset..).zip(piece.pages()) {
-                            prop_assert_eq!(place.get(&offset), Some(&page));
-                        }
+                for (_, piece) in pieces.movable() {
+                    prop_assert_eq!(piece.page % (1 << piece.order), 0);
+                    for (offset, page) in (piece.offset..).zip(piece.pages()) {
+                        prop_assert_eq!(place.get(&offset), Some(&page));
                     }
                 }
             }

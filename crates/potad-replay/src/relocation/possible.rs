@@ -20,17 +20,21 @@ pub(crate) fn can_be_emptied(
     pages: u32,
     align: u32,
 ) -> bool {
-    // For each page, how many before it must stay.
-    let mut staying = vec![0_u32];
+    // For each page, how many before it must stay: all but what is free or may be moved.
+    let mut stays_before = vec![0_u32];
+    let mut extents = free.iter().peekable();
     for page in 0..memory_pages as u32 {
-        let stay = pieces.over(page).is_some_and(|(slot, _, movable)| !movable || stays(slot));
-        staying.push(staying[page as usize] + u32::from(stay));
+        let at = u64::from(page);
+        while extents.next_if(|extent| extent.end() <= at).is_some() {}
+        let is_free = extents.peek().is_some_and(|extent| extent.start <= at);
+        let may_go = pieces.over(page).is_some_and(|(slot, _, movable)| movable && !stays(slot));
+        stays_before.push(stays_before[page as usize] + u32::from(!is_free && !may_go));
     }
     (0..=memory_pages.saturating_sub(pages.into()))
         .step_by(align as usize)
         .filter(|start| start + u64::from(pages) <= memory_pages)
         .map(|start| start as u32..start as u32 + pages)
-        .filter(|window| staying[window.start as usize] == staying[window.end as usize])
+        .filter(|window| stays_before[window.start as usize] == stays_before[window.end as usize])
         .any(|window| {
             let (mut needed, mut homes) = (BlockCounts::default(), BlockCounts::default());
             let mut page = window.start;
@@ -48,7 +52,8 @@ pub(crate) fn can_be_emptied(
                 let below = extent.end().min(start).saturating_sub(extent.start);
                 homes.add_extent(Extent { start: extent.start, pages: below });
                 let above = extent.start.max(end);
-                homes.add_extent(Extent { start: above, pages: extent.end().saturating_sub(above) });
+                homes
+                    .add_extent(Extent { start: above, pages: extent.end().saturating_sub(above) });
             }
             have_homes(&needed, &homes)
         })
@@ -63,4 +68,114 @@ fn have_homes(needed: &BlockCounts, homes: &BlockCounts) -> bool {
         left = have.saturating_sub(needed.0[order]);
         enough
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::pieces::Freed;
+    use super::super::relocator::Relocator;
+    use super::*;
+    use crate::allocator::PageAllocator;
+    use crate::potad_space::PotadSpace;
+    use proptest::prelude::*;
+
+    /// Whether blocks have homes, by trying every one for every block.
+    fn brute(needed: &mut [u32], homes: &mut Vec<u32>) -> bool {
+        let Some((&mut order, rest)) = needed.split_first_mut() else { return true };
+        (0..homes.len()).any(|at| {
+            let home = homes[at];
+            if home < order {
+                return false;
+            }
+            let before = homes.clone();
+            homes.swap_remove(at);
+            homes.extend(order..home);
+            let found = brute(rest, homes);
+            *homes = before;
+            found
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn homes_as_by_trying_all(
+            mut needed in prop::collection::vec(0_u32..4, 0..6),
+            mut homes in prop::collection::vec(0_u32..5, 0..5),
+        ) {
+            let count = |orders: &[u32]| {
+                let mut counts = BlockCounts::default();
+                orders.iter().for_each(|&order| counts.0[order as usize] += 1);
+                counts
+            };
+            let said = have_homes(&count(&needed), &count(&homes));
+            prop_assert_eq!(said, brute(&mut needed, &mut homes));
+        }
+
+        /// Whatever this says can be done, potad does, and nothing else: whole and part frees, pins,
+        /// pages that cannot be moved and runs that stay included.
+        #[test]
+        fn potad_grants_every_run_that_is_possible(
+            memory in 64_u32..300,
+            steps in prop::collection::vec((0_u32..8, any::<u32>(), any::<u32>()), 1..120),
+            pinned in prop::collection::vec(any::<bool>(), 64),
+        ) {
+            let mut space = PotadSpace::with_probe(memory.into(), potad::NoProbe).unwrap();
+            let mut pieces = Pieces::new(64, memory.into());
+            let mut live = [None; 64];
+            for (what, which, how) in steps {
+                let slot = which % 64;
+                match (what, live[slot as usize]) {
+                    (0..=3, None) => {
+                        let (order, movable) = (how % 5, how % 7 != 0);
+                        if let Some(page) = space.alloc_as(order, movable) {
+                            pieces.put(slot, page, order, movable);
+                            live[slot as usize] = Some(order);
+                        }
+                    }
+                    (0..=5, Some(order)) => {
+                        let part = order.saturating_sub(how % 3);
+                        let offset = (how >> 8) % (1 << order) >> part << part;
+                        for freed in pieces.take(slot, offset, part) {
+                            match freed {
+                                Freed::Whole(piece) => space.free(piece.page, piece.order),
+                                Freed::Part(of, part) => {
+                                    space.free_part(of.page, of.order, part.page, part.order);
+                                }
+                            }
+                        }
+                        if part == order {
+                            live[slot as usize] = None;
+                        }
+                    }
+                    (6..=7, _) => {
+                        let (pages, align) = (1 + how % 40, 1 << (which % 5));
+                        let stays = |slot: u32| pinned[slot as usize] && what == 6;
+                        let all: Vec<_> =
+                            pieces.movable().filter(|&(slot, _)| stays(slot)).collect();
+                        all.iter().for_each(|(_, piece)| space.pin(piece.page));
+                        let free = space.free_extents();
+                        let possible =
+                            can_be_emptied(&pieces, &free, stays, memory.into(), pages, align);
+                        let mut moves = Vec::new();
+                        let run = space.alloc_run(pages, align, &mut moves);
+                        prop_assert_eq!(run.is_some(), possible);
+                        all.iter().for_each(|(_, piece)| space.unpin(piece.page));
+                        moves.into_iter().for_each(|made| pieces.moved(made));
+                        if let Some(run) = run.filter(|_| how & 1 << 16 != 0) {
+                            space.free_run(run, pages);
+                        }
+                    }
+                    _ => {}
+                }
+                prop_assert_eq!(space.check(), Ok(()));
+                for (_, piece) in pieces.movable() {
+                    let found = space.space.lookup(u64::from(piece.page) * 4096).unwrap();
+                    prop_assert_eq!(
+                        (found.start, found.size),
+                        (u64::from(piece.page) * 4096, 4096 << piece.order)
+                    );
+                }
+            }
+        }
+    }
 }

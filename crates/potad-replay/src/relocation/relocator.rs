@@ -63,6 +63,11 @@ pub trait Relocator: PageAllocator {
 
 /// What is left of the block of 2^`whole` pages at `first` without the 2^`order` pages at `page`: the
 /// buddies on the way down to it, first page and order, in address order.
-pub fn remainder(first: u32, whole: u32, page: u32, order: u32) -> impl Iterator<Item = (u32, u32)> {
+pub fn remainder(
+    first: u32,
+    whole: u32,
+    page: u32,
+    order: u32,
+) -> impl Iterator<Item = (u32, u32)> {
     aligned_blocks(first..page).chain(aligned_blocks(page + (1 << order)..first + (1 << whole)))
 }
