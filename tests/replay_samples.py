@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from potad.trace.result import Report, Result
+from potad.trace.result import Report, Result, RunsResult
 
 if sys.version_info >= (3, 14):
     from compression import zstd
@@ -108,6 +108,48 @@ def sample_result(allocator: str, title: str, **changes: Any) -> Result:
     return result  # type: ignore[return-value]
 
 
+def sample_runs(relocator: str, title: str, **changes: Any) -> RunsResult:
+    """What came of asking for runs, with figures that differ from one another."""
+    samples = 40
+    result: dict[str, Any] = {
+        "relocator": relocator,
+        "title": title,
+        "memory_bytes": 64 << 20,
+        "size_bytes": 8 << 20,
+        "align_bytes": 1 << 20,
+        "interval_events": 300,
+        "at_once": 20,
+        "pinned": 0.05,
+        "allocations": 800,
+        "failures": 6,
+        "wanted": 80,
+        "granted": 39,
+        "missed": 2,
+        "bytes_moved": 78 << 20,
+        "pages_moved": 19_968,
+        "bytes_wasted": 5 << 20,
+        "nanoseconds_per_request": {"median": 41_500.0, "min": 250.0, "max": 1_250_000.0},
+        "reserve": {"bytes": 7 << 20, "free_bytes_mean": 3.5 * (1 << 20), "failures": 4},
+        "curves": {
+            "event": [n * 30 for n in range(samples)],
+            "seconds": [7.5 + n / 10 for n in range(samples)],
+            "granted": list(range(samples)),
+            "bytes_moved": [n << 21 for n in range(samples)],
+        },
+    }
+    result.update(changes)
+    return result  # type: ignore[return-value]
+
+
+def sample_relocation() -> list[RunsResult]:
+    """What came of asking both for runs."""
+    none = {"bytes": 0, "free_bytes_mean": 0.0, "failures": 0}
+    return [
+        sample_runs("potad", "potad, moving", granted=76, missed=0, reserve=none),
+        sample_runs("cma", "Linux CMA (restated)"),
+    ]
+
+
 def sample_report(name: str = "sample.ftrace", **changes: Any) -> Report:
     """A report of three allocators that differ."""
     return {
@@ -134,5 +176,6 @@ def sample_report(name: str = "sample.ftrace", **changes: Any) -> Report:
             sample_result("linux-buddy", "Linux buddy (restated)", metadata_bytes=1 << 20),
             sample_result("first-fit", "First fit", metadata_bytes=2 << 20),
         ],
+        "relocation": [],
         **changes,  # type: ignore[typeddict-item]
     }

@@ -131,6 +131,67 @@ def test_probe_interval(trace: str) -> None:
     assert report["allocators"][0]["runs"]["probes"] == pytest.approx(30, abs=1)
 
 
+def test_runs(trace: str) -> None:
+    (report,) = document(
+        trace, "--against", "none", "--runs", "1M@64K", "--runs-every", "500", "--runs-at-once",
+        "9", "--pinned", "0.5", "--reserve", "0.25", "--points", "7",
+    )  # fmt: skip
+    potad, cma = report["relocation"]
+    assert (potad["relocator"], cma["relocator"]) == ("potad", "cma")
+    for result in (potad, cma):
+        assert (result["size_bytes"], result["align_bytes"]) == (1 << 20, 1 << 16)
+        assert (result["interval_events"], result["at_once"], result["pinned"]) == (500, 9, 0.5)
+        assert result["wanted"] == 9 * (3000 // 500)
+        assert len(result["curves"]["granted"]) == 7
+    assert potad["reserve"]["bytes"] == 0
+    # A quarter of 9 MiB, up to where a block of 4 MiB begins.
+    assert cma["reserve"]["bytes"] == 5 << 20
+
+
+def test_runs_have_defaults_and_are_not_asked_for_by_default(trace: str) -> None:
+    (report,) = document(trace, "--against", "none")
+    assert report["relocation"] == []
+    (report,) = document(trace, "--against", "none", "--runs", "4097")
+    (potad, _) = report["relocation"]
+    assert (potad["size_bytes"], potad["align_bytes"]) == (8192, 4096)
+    assert (potad["interval_events"], potad["at_once"], potad["pinned"]) == (1000, 1, 0.05)
+    assert (potad["wanted"], potad["granted"], potad["missed"]) == (3, 3, 0)
+
+
+def test_runs_in_the_table_and_the_page(trace: str, tmp_path: Path) -> None:
+    page = tmp_path / "r.html"
+    done = shell(trace, "--runs", "1MiB@1MiB", "--html", str(page), "--points", "5")
+    assert done.returncode == 0, done.stderr
+    for text in (done.stdout.decode(), page.read_text()):
+        assert "Runs of 1 MiB at multiples of 1 MiB" in text
+        assert "Linux CMA (restated)" in text
+    assert page.read_text().count("<svg") == 6
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--runs", "lots"], "is not a size"),
+        (["--runs", "8M@3M"], "not a power of two"),
+        (["--runs", "1M", "--runs-every", "0"], "--runs-every"),
+        (["--runs", "1M", "--runs-at-once", "0"], "--runs-at-once"),
+        (["--runs", "1M", "--pinned", "1.5"], "--pinned"),
+        (["--runs", "1M", "--pinned", "nan"], "pinned: NaN"),
+        (["--runs", "1M", "--reserve", "0"], "--reserve"),
+        (["--runs", "1M", "--reserve", "0.9"], "must leave some to either side"),
+        (["--runs", "7E"], "run: "),
+        (["--runs-every", "10"], "--runs-every needs --runs"),
+        (["--runs-at-once", "2"], "--runs-at-once needs --runs"),
+        (["--pinned", "0.1"], "--pinned needs --runs"),
+        (["--reserve", "0.1"], "--reserve needs --runs"),
+    ],
+)
+def test_bad_runs(trace: str, options: list[str], said: str) -> None:
+    done = invoke(trace, "--against", "none", *options)
+    assert done.exit_code == 2
+    assert said in done.output
+
+
 def test_files_are_written_and_hold_all_traces(trace: str, tmp_path: Path) -> None:
     json_file, html_file = tmp_path / "r.json", tmp_path / "r.html"
     done = shell(

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from potad.cli import sizes
-from potad.cli.sizes import SIZE_MAX_BYTES, parse_size
+from potad.cli.sizes import SIZE_MAX_BYTES, parse_run, parse_size
 
 PREFIXES = "KMGTPE"
 
@@ -75,3 +75,27 @@ def test_any_text_is_a_size_or_an_error(text: str) -> None:
     except ValueError:
         return
     assert 0 < size_bytes <= SIZE_MAX_BYTES
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("8MiB@1MiB", (8 << 20, 1 << 20)), (" 8M @ 64k ", (8 << 20, 1 << 16)), ("5", (5, 4096))],
+)
+def test_runs(text: str, expected: tuple[int, int]) -> None:
+    assert parse_run(text) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("@1M", "not a size"),
+        ("8M@", "not a size"),
+        ("8M@1M@1M", "not a size"),
+        ("8M@0", "not between"),
+        ("8M@3M", "not a power of two"),
+        ("8M@2K", "not a power of two of at least 4096"),
+    ],
+)
+def test_what_is_no_run(text: str, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        parse_run(text)

@@ -12,10 +12,10 @@ import matplotlib
 import matplotlib.image
 import numpy as np
 import pytest
-from replay_samples import sample_report, sample_result
+from replay_samples import sample_relocation, sample_report, sample_result
 
 from potad.report import charts, html
-from potad.report.table import sections
+from potad.report.table import runs_section, sections
 
 HOSTILE = "</title><script>alert(1)</script>\"'><img src=x onerror=alert(1)>&amp;$\\frac{1}{0}$"
 
@@ -76,6 +76,35 @@ def test_the_page_is_well_formed_and_says_everything(text: str) -> None:
             assert row.meaning in words
             for cell in row.cells:
                 assert cell.value in words
+
+
+def test_runs_are_in_a_table_and_a_figure() -> None:
+    report = sample_report(relocation=sample_relocation())
+    page = Page(html.render([report, report]))
+    assert page.tags.count("svg") == 2 * 6
+    assert page.tags.count("table") == 2 * 2
+    assert len(page.ids) == len(set(page.ids))
+    words = " ".join(page.text.split())
+    section = runs_section(report)
+    assert section is not None
+    for row in section.rows:
+        assert row.label in words
+        assert row.meaning in words
+        for cell in row.cells:
+            assert cell.value in words
+    assert "runs granted" in words
+    assert "moved for them" in words
+
+
+def test_curves_of_runs_have_the_colours_of_the_legend() -> None:
+    relocation = sample_relocation()
+    svg = charts.relocation(relocation, "r")
+    ElementTree.fromstring(svg)
+    assert svg.count("stroke: var(--series-0)") == svg.count("stroke: var(--series-1)") == 2
+    # Nothing granted and nothing moved has a scale all the same.
+    for result in relocation:
+        result["curves"]["granted"] = result["curves"]["bytes_moved"] = [0] * 40
+    ElementTree.fromstring(charts.relocation(relocation, "r"))
 
 
 def test_nothing_is_fetched_and_nothing_runs(text: str) -> None:

@@ -8,11 +8,11 @@ import io
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from replay_samples import sample_report, sample_result
+from replay_samples import sample_relocation, sample_report, sample_result
 from rich.console import Console
 
 from potad.report import document, humanise, terminal
-from potad.report.table import headline, remarks, sections
+from potad.report.table import headline, remarks, runs_section, sections
 from potad.trace.result import Report
 
 
@@ -56,6 +56,53 @@ def test_rows() -> None:
     assert rows["Unusable for 32 MiB"][0] == "100 %"
     assert rows["8 MiB run possible"][0] == "75.0 %"
     assert "0.4 %" not in headline(sample_report())
+
+
+def test_rows_of_runs() -> None:
+    section = runs_section(sample_report(relocation=sample_relocation()))
+    assert section is not None
+    assert section.heading == "Runs of 8 MiB at multiples of 1 MiB"
+    rows = {row.label: [cell.value for cell in row.cells] for row in section.rows}
+    assert rows == {
+        "Granted": ["76 (95.0 %)", "39 (48.8 %)"],
+        "Missed": ["0", "2"],
+        "Moved": ["78 MiB"] * 2,
+        "… pages": ["19,968"] * 2,
+        "… a run granted": ["1.03 MiB", "2 MiB"],
+        "… in vain": ["5 MiB"] * 2,
+        "Time a request": ["41.5 µs"] * 2,
+        "… slowest": ["1.25 ms"] * 2,
+        "Allocations refused": ["6 (0.8 %)"] * 2,
+        "Reserve": ["none", "7 MiB"],
+        "… free in it": ["0 B", "3.5 MiB"],
+        "… refused beside it": ["0", "4"],
+    }
+    meaning = section.rows[0].meaning
+    assert "80 wanted, 20 every 300 steps" in meaning
+    assert "5.0 % of movable allocations pinned" in meaning
+
+
+def test_runs_that_were_not_asked_for_or_not_granted() -> None:
+    assert runs_section(sample_report()) is None
+    relocation = sample_relocation()
+    relocation[0]["wanted"] = relocation[0]["granted"] = relocation[1]["granted"] = 0
+    section = runs_section(sample_report(relocation=relocation))
+    assert section is not None
+    rows = {row.label: [cell.value for cell in row.cells] for row in section.rows}
+    assert rows["Granted"] == ["not asked", "0 (0 %)"]
+    assert rows["… a run granted"] == ["–", "–"]
+
+
+def test_terminal_shows_runs_in_80_columns() -> None:
+    report = sample_report(relocation=sample_relocation())
+    text = printed(report, 80)
+    assert max(map(len, text.splitlines())) <= 80
+    section = runs_section(report)
+    assert section is not None
+    lines = [" ".join(line.split()) for line in text.splitlines()]
+    for row in section.rows:
+        assert " ".join([row.label, *(cell.value for cell in row.cells)]) in lines
+    assert section.heading not in printed(sample_report(), 80)
 
 
 def test_without_the_baseline_there_are_no_ratios() -> None:

@@ -12,9 +12,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from replay_samples import BUNDLED_TRACE, SHARED_DATA
 
-from potad.trace import PEERS, POTAD, default_memory_bytes, read_trace, replay
+from potad.trace import (
+    CMA,
+    PEERS,
+    POTAD,
+    RunRequests,
+    default_memory_bytes,
+    read_trace,
+    replay,
+    replay_runs,
+)
 from potad.trace.replay import page_rounded
-from potad.trace.result import PAGE_BYTES, Result
+from potad.trace.result import PAGE_BYTES, Result, RunsResult
 
 MIB = 1 << 20
 
@@ -164,3 +173,85 @@ def test_recorded_traces_to_the_end(name: str, allocator: str) -> None:
     result = replay(trace, allocator, memory_bytes=memory, probe_interval_events=20_000, points=30)
     assert result["events"] == trace.events
     assert_consistent(result, memory)
+
+
+def runs_of(trace: Any, relocator: str, memory_bytes: int, **changes: Any) -> RunsResult:
+    """What comes of asking for 16 runs of 8 MiB at a time, checked for what must hold of any."""
+    requests = RunRequests(8 * MIB, MIB, **{"at_once": 16, **changes})
+    seen: list[tuple[int, int]] = []
+    result = replay_runs(
+        trace,
+        relocator,
+        requests,
+        memory_bytes=memory_bytes,
+        points=30,
+        progress=lambda done, total: seen.append((done, total)),
+    )
+    assert_shaped(result, RunsResult, relocator)
+    assert seen[-1][0] == seen[-1][1]
+    assert (result["relocator"], result["memory_bytes"]) == (relocator, memory_bytes)
+    assert result["granted"] <= result["wanted"]
+    assert result["wanted"] % 16 == 0
+    assert result["bytes_moved"] == result["pages_moved"] * PAGE_BYTES
+    assert result["bytes_wasted"] <= result["bytes_moved"]
+    times = result["nanoseconds_per_request"]
+    assert 0 < times["min"] <= times["median"] <= times["max"]
+    curves = result["curves"]
+    assert {len(curve) for curve in typing.cast(dict[str, Any], curves).values()} == {30}
+    for curve in (curves["granted"], curves["bytes_moved"]):
+        assert curve == sorted(curve)
+    assert curves["granted"][-1] == result["granted"]
+    assert curves["bytes_moved"][-1] == result["bytes_moved"]
+    return result
+
+
+def assert_bars(potad: RunsResult, cma: RunsResult) -> None:
+    """That potad grants every run that is possible, moves nothing in vain and reserves nothing."""
+    assert potad["wanted"] == cma["wanted"]
+    assert (potad["missed"], potad["bytes_wasted"], potad["reserve"]["bytes"]) == (0, 0, 0)
+    assert potad["granted"] >= cma["granted"]
+    assert 0.1 <= cma["reserve"]["bytes"] / cma["memory_bytes"] < 0.12
+
+
+def test_runs_of_the_bundled_trace(bundled: Any) -> None:
+    memory = page_rounded(bundled.peak_bytes * 11 // 10)
+    potad, cma = (runs_of(bundled, relocator, memory) for relocator in (POTAD, CMA))
+    assert_bars(potad, cma)
+    # The reserve has room for 6 of 16.
+    assert potad["granted"] >= 2 * cma["granted"] > 0
+    assert cma["missed"] > 0
+
+
+def test_pins_are_in_the_way(bundled: Any) -> None:
+    memory = page_rounded(bundled.peak_bytes * 11 // 10)
+    granted = [runs_of(bundled, POTAD, memory, pinned=share)["granted"] for share in (0, 0.05, 1)]
+    assert granted[0] > granted[1] > granted[2] > 0
+
+
+def test_bad_requests_are_refused(bundled: Any) -> None:
+    def refused(said: str, relocator: str = CMA, **changes: Any) -> None:
+        requests = RunRequests(**{"size_bytes": MIB, **changes})
+        with pytest.raises(ValueError, match=said):
+            replay_runs(bundled, relocator, requests, memory_bytes=64 * MIB)
+
+    refused("first-fit", "first-fit")
+    refused("run: 4097 bytes", size_bytes=4097)
+    refused("alignment: 12288 bytes", align_bytes=12288)
+    refused("at least 1 event", interval_events=0)
+    refused("at least 1 run", at_once=0)
+    refused("pinned: NaN", pinned=math.nan)
+    refused("must leave some", reserve=0.99)
+
+
+@pytest.mark.parametrize("name", ["linux-compile", "linux-files", "linux-numpy-thp"])
+def test_runs_of_recorded_traces(name: str) -> None:
+    file = SHARED_DATA / f"{name}.ftrace.xz"
+    if not file.exists():
+        pytest.skip(f"{file} is not there")
+    trace = read_trace(str(file))
+    memory = page_rounded(trace.peak_bytes * 11 // 10)
+    potad, cma = (
+        runs_of(trace, relocator, memory, interval_events=10_000) for relocator in (POTAD, CMA)
+    )
+    assert_bars(potad, cma)
+    assert potad["failures"] == 0

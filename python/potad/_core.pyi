@@ -10,6 +10,7 @@ import numpy.typing as npt
 from potad.errors import OutOfSpace
 from potad.failure import Outcome
 from potad.relocation import Compaction, Plan
+from potad.trace.runs import RunRequests
 from potad.usage import Report
 
 __all__ = [
@@ -263,6 +264,16 @@ class Trace:
 class Replay:
     def __new__(
         cls, trace: Trace, allocator: str, memory: int, probe_interval: int, points: int
+    ) -> Self: ...
+    @property
+    def total(self) -> int: ...
+    def step(self, events: int) -> int: ...
+    def result(self) -> str: ...
+
+@final
+class Relocation:
+    def __new__(
+        cls, trace: Trace, relocator: str, memory: int, requests: RunRequests, points: int
     ) -> Self: ...
     @property
     def total(self) -> int: ...

@@ -1,9 +1,9 @@
-//! The replay engine for Python: `TraceParser`, `Trace` and `Replay` of `potad._core`.
+//! The replay engine for Python: `TraceParser`, `Trace`, `Replay` and `Relocation` of `potad._core`.
 //!
 //! Conversion only. Work of any length runs with the interpreter detached, so that other Python
-//! threads go on meanwhile. `TraceParser` and `Replay` change with each call and are for one thread at
-//! a time: calls of several threads wait for each other. A `Trace` does not change and is shared
-//! between replays.
+//! threads go on meanwhile. All but `Trace` change with each call and are for one thread at a time:
+//! calls of several threads wait for each other. A `Trace` does not change and is shared between
+//! replays.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -11,13 +11,14 @@ use pyo3::exceptions::{PyMemoryError, PyRuntimeError, PyValueError};
 use pyo3::prelude::*;
 
 use potad_replay as engine;
-use potad_replay::{BuildError, ReplayError, Settings};
+use potad_replay::{BuildError, ReplayError, RunRequests, Settings};
 
 /// Adds the classes to the module.
 pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<TraceParser>()?;
     module.add_class::<Trace>()?;
-    module.add_class::<Replay>()
+    module.add_class::<Replay>()?;
+    module.add_class::<Relocation>()
 }
 
 /// What is behind a lock. A call that panicked left it as it was or half done; the next call says so
@@ -204,6 +205,63 @@ impl Replay {
     /// The result as JSON, after the allocator's own check; ValueError before the end.
     fn result(&self, py: Python<'_>) -> PyResult<String> {
         py.detach(|| match lock(&self.replay).result() {
+            Ok(report) => Ok(report.to_json()),
+            Err(error) => Err(replay_error(error)),
+        })
+    }
+}
+
+/// Which runs are asked for: the attributes of a `potad.trace.RunRequests`.
+#[derive(FromPyObject)]
+struct Requests {
+    size_bytes: u64,
+    align_bytes: u64,
+    interval_events: u64,
+    at_once: u64,
+    pinned: f64,
+    reserve: f64,
+}
+
+/// A trace on its way through one relocator, which is asked for runs.
+#[pyclass(frozen, module = "potad._core")]
+struct Relocation {
+    /// Boxed for its alignment, as the parser is.
+    relocation: Mutex<Box<engine::Relocation>>,
+    /// Steps of the pass.
+    #[pyo3(get)]
+    total: u64,
+}
+
+#[pymethods]
+impl Relocation {
+    #[new]
+    fn new(
+        py: Python<'_>,
+        trace: &Trace,
+        relocator: &str,
+        memory: u64,
+        requests: Requests,
+        points: u64,
+    ) -> PyResult<Self> {
+        let Requests { size_bytes, align_bytes, interval_events, at_once, pinned, reserve } =
+            requests;
+        let requests =
+            RunRequests { size_bytes, align_bytes, interval_events, at_once, pinned, reserve };
+        let trace = trace.trace.clone();
+        let relocation = py
+            .detach(|| engine::Relocation::new(trace, relocator, memory, requests, points))
+            .map_err(replay_error)?;
+        Ok(Relocation { total: relocation.total(), relocation: Mutex::new(Box::new(relocation)) })
+    }
+
+    /// Replays up to so many more events; how many, 0 at the end.
+    fn step(&self, py: Python<'_>, events: u64) -> u64 {
+        py.detach(|| lock(&self.relocation).step(events))
+    }
+
+    /// The result as JSON, after the relocator's own check; ValueError before the end.
+    fn result(&self, py: Python<'_>) -> PyResult<String> {
+        py.detach(|| match lock(&self.relocation).result() {
             Ok(report) => Ok(report.to_json()),
             Err(error) => Err(replay_error(error)),
         })

@@ -13,7 +13,8 @@
 //! allocation and call it slot 17" and "free what is in slot 17": an allocator under replay chooses
 //! its own pages, and the timed loop has no table to search. A [`Replay`] runs the steps through one
 //! allocator, several times: bare and timed, then with every access to metadata counted, then with stops
-//! to look at what is free.
+//! to look at what is free. A [`Relocation`] runs them once through an allocator that moves pages, and
+//! asks it for runs on the way.
 //!
 //! # Terms
 //!
@@ -67,7 +68,7 @@ pub use parser::{LINE_BYTES_MAX, MALFORMED_KEPT, TraceParser};
 pub use potad_space::PotadSpace;
 pub use probe::{CacheLines, CountingProbe, LineCount};
 pub use relocation::{
-    Cma, Move, RUN_CONTENDERS, Relocation, RelocationCurves, RelocationReport, Relocator, Reserve,
+    Cma, Move, RELOCATORS, Relocation, RelocationCurves, RelocationReport, Relocator, Reserve,
     ReserveLoss, RunRequests, remainder,
 };
 pub use report::{AddressMap, Curves, Nanoseconds, Report, RunProbes};

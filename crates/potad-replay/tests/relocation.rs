@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use potad_replay::{
-    RUN_CONTENDERS, Relocation, RelocationReport, ReplayError, RunRequests, Trace, TraceParser,
+    RELOCATORS, Relocation, RelocationReport, ReplayError, RunRequests, Trace, TraceParser,
 };
 
 const MIB: u64 = 1 << 20;
@@ -181,7 +181,7 @@ fn slices_and_repetitions_give_the_same_report() {
     assert!(trace.partial_frees() > 1000);
     let memory = (trace.peak_bytes() + trace.peak_bytes() / 10).next_multiple_of(4096);
     let requests = RunRequests { size_bytes: 2 * MIB, at_once: 8, pinned: 0.05, ..requests() };
-    for name in RUN_CONTENDERS {
+    for name in RELOCATORS {
         let whole = run(&trace, name, memory, requests, u64::MAX);
         let slices = run(&trace, name, memory, requests, 777);
         assert_eq!(timeless(whole.clone()), timeless(slices), "{name}");
@@ -205,7 +205,7 @@ fn slices_and_repetitions_give_the_same_report() {
 #[test]
 fn allocations_that_failed_are_neither_moved_nor_freed() {
     let trace = busy(42, 5000);
-    for name in RUN_CONTENDERS {
+    for name in RELOCATORS {
         let report = run(&trace, name, trace.peak_bytes() / 8 * 8 / 2, requests(), 1000);
         assert!(report.failures > 0, "{name}");
     }
@@ -214,7 +214,7 @@ fn allocations_that_failed_are_neither_moved_nor_freed() {
 #[test]
 fn a_trace_without_steps_asks_for_nothing() {
     let trace = trace(&free(7, 0));
-    for name in RUN_CONTENDERS {
+    for name in RELOCATORS {
         let report = run(&trace, name, 64 * MIB, requests(), 10);
         assert_eq!((report.wanted, report.curves.event), (0, vec![0]));
         assert_eq!(

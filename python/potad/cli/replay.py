@@ -7,23 +7,28 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 
 import click
+from click.core import ParameterSource
 from rich.console import Console
 
 from potad.cli.outputs import OutputFile
 from potad.cli.progress import bars
-from potad.cli.sizes import size_option
+from potad.cli.sizes import run_option, size_option
 from potad.report import document, terminal
 from potad.trace import (
+    CMA,
     PEERS,
     POTAD,
     Report,
+    RunRequests,
     default_memory_bytes,
     read_trace,
     replay,
+    replay_runs,
     summarise,
 )
 from potad.trace.replay import DEFAULT_POINTS, DEFAULT_PROBE_INTERVAL_EVENTS, page_rounded
 from potad.trace.result import TraceSummary
+from potad.trace.runs import DEFAULT_INTERVAL_EVENTS, DEFAULT_PINNED, DEFAULT_RESERVE
 from potad.trace.source import STDIN_NAME, check_readable, display_name
 
 _ALL = "all"
@@ -33,6 +38,8 @@ _NONE = "none"
 _MALFORMED_SHOWN = 5
 
 _POINTS_MAX = 100_000
+
+_RUNS_MAX = 1_000_000
 
 
 def peers_option(
@@ -76,6 +83,45 @@ def peers_option(
     help="How often to look whether a run of 8 MiB could be had.",
 )
 @click.option(
+    "--runs",
+    callback=run_option,
+    metavar="SIZE[@ALIGN]",
+    help="Ask for runs of this size at multiples of ALIGN, such as 8MiB@1MiB, while replaying once"
+    " more: of potad, which moves movable pages, and of Linux CMA (restated), which has a reserve.",
+)
+@click.option(
+    "--runs-every",
+    type=click.IntRange(min=1),
+    default=DEFAULT_INTERVAL_EVENTS,
+    show_default=True,
+    metavar="EVENTS",
+    help="How often runs are asked for.",
+)
+@click.option(
+    "--runs-at-once",
+    type=click.IntRange(min=1, max=_RUNS_MAX),
+    default=1,
+    show_default=True,
+    metavar="COUNT",
+    help="How many are wanted each time.",
+)
+@click.option(
+    "--pinned",
+    type=click.FloatRange(min=0, max=1),
+    default=DEFAULT_PINNED,
+    show_default=True,
+    metavar="SHARE",
+    help="Share of the movable allocations that cannot be moved when runs are asked for.",
+)
+@click.option(
+    "--reserve",
+    type=click.FloatRange(min=0, max=1, min_open=True, max_open=True),
+    default=DEFAULT_RESERVE,
+    show_default=True,
+    metavar="SHARE",
+    help="Share of the memory that CMA reserves for runs; potad reserves none.",
+)
+@click.option(
     "--points",
     type=click.IntRange(min=2, max=_POINTS_MAX),
     default=DEFAULT_POINTS,
@@ -89,11 +135,18 @@ def peers_option(
     "--html", "html_path", metavar="FILE", help="Write the report as one self-contained page."
 )
 @click.option("-q", "--quiet", is_flag=True, help="Show no progress.")
+@click.pass_context
 def replay_command(
+    context: click.Context,
     traces: tuple[str, ...],
     against: list[str],
     memory: int | None,
     probe_interval: int,
+    runs: tuple[int, int] | None,
+    runs_every: int,
+    runs_at_once: int,
+    pinned: float,
+    reserve: float,
     points: int,
     json_path: str | None,
     html_path: str | None,
@@ -105,6 +158,12 @@ def replay_command(
     script` or `trace-cmd report`, plain or compressed by gzip, xz or zstd. - is standard input.
     """
     allocators = [POTAD, *against]
+    requests = None
+    if runs is not None:
+        size_bytes, align_bytes = page_rounded(runs[0]), runs[1]
+        requests = RunRequests(size_bytes, align_bytes, runs_every, runs_at_once, pinned, reserve)
+    else:
+        _refuse_without_runs(context)
     if traces.count(STDIN_NAME) > 1:
         raise click.UsageError("standard input (-) can be read only once")
     for name in traces:
@@ -125,7 +184,8 @@ def replay_command(
         # A table among the JSON would spoil it.
         console = Console(stderr=json_to_stdout)
         for name in traces:
-            reports.append(_replay_one(name, allocators, memory, probe_interval, points, quiet))
+            report = _replay_one(name, allocators, memory, probe_interval, requests, points, quiet)
+            reports.append(report)
             console.print(terminal.render(reports[-1]))
         if json_to_stdout:
             sys.stdout.buffer.write(document.render(reports).encode())
@@ -147,6 +207,13 @@ def _output(path: str, traces: Sequence[str]) -> OutputFile:
     return output
 
 
+def _refuse_without_runs(context: click.Context) -> None:
+    """Refuses options that say something about runs where none are asked for."""
+    for name in ("runs_every", "runs_at_once", "pinned", "reserve"):
+        if context.get_parameter_source(name) is not ParameterSource.DEFAULT:
+            raise click.UsageError(f"--{name.replace('_', '-')} needs --runs")
+
+
 def _require_matplotlib() -> None:
     """Says what to install for `--html` before the work rather than after it."""
     try:
@@ -164,6 +231,7 @@ def _replay_one(
     allocators: Sequence[str],
     memory: int | None,
     probe_interval: int,
+    requests: RunRequests | None,
     points: int,
     quiet: bool,
 ) -> Report:
@@ -186,10 +254,27 @@ def _replay_one(
                 )
                 for allocator in allocators
             ]
+            relocation = [
+                replay_runs(
+                    trace,
+                    relocator,
+                    requests,
+                    memory_bytes=memory_bytes,
+                    points=points,
+                    progress=shown_bars.replaying(f"runs of {relocator}"),
+                )
+                for relocator in (POTAD, CMA)
+                if requests is not None
+            ]
         except ValueError as error:
             raise click.UsageError(f"{shown}: {error}") from error
     _warn(summary)
-    return {"trace": summary, "memory_bytes": memory_bytes, "allocators": results}
+    return {
+        "trace": summary,
+        "memory_bytes": memory_bytes,
+        "allocators": results,
+        "relocation": relocation,
+    }
 
 
 def _warn(trace: TraceSummary) -> None:

@@ -11,6 +11,8 @@ from fractions import Fraction
 
 import click
 
+from potad.trace.result import PAGE_BYTES
+
 SIZE_MAX_BYTES = (1 << 63) - 1
 
 _SIZE = re.compile(
@@ -38,6 +40,35 @@ def parse_size(text: str) -> int:
     if not 0 < size_bytes <= SIZE_MAX_BYTES:
         raise ValueError(f"{text!r} is {size_bytes:,} bytes, not between 1 and 2^63 - 1")
     return size_bytes
+
+
+def parse_run(text: str) -> tuple[int, int]:
+    """Size and alignment in bytes of a run such as `8MiB@1MiB`; without one, that of a page.
+
+    Raises `ValueError` for what is no size, and for an alignment that is no power of two of at
+    least a page.
+
+    >>> parse_run("8MiB@1MiB"), parse_run("12K")
+    ((8388608, 1048576), (12288, 4096))
+    """
+    size, at, align = text.partition("@")
+    size_bytes = parse_size(size)
+    align_bytes = parse_size(align) if at else PAGE_BYTES
+    if align_bytes < PAGE_BYTES or align_bytes & (align_bytes - 1):
+        raise ValueError(f"the alignment {align!r} is not a power of two of at least {PAGE_BYTES}")
+    return size_bytes, align_bytes
+
+
+def run_option(
+    context: click.Context, parameter: click.Parameter, value: str | None
+) -> tuple[int, int] | None:
+    """The callback of an option that takes a run: its size and alignment, or None."""
+    if value is None:
+        return None
+    try:
+        return parse_run(value)
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from error
 
 
 def size_option(

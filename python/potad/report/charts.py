@@ -22,10 +22,16 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.image import imsave
-from matplotlib.ticker import FuncFormatter, MultipleLocator, NullLocator, PercentFormatter
+from matplotlib.ticker import (
+    FuncFormatter,
+    MaxNLocator,
+    MultipleLocator,
+    NullLocator,
+    PercentFormatter,
+)
 
 from potad.report import humanise
-from potad.trace.result import PAGE_BYTES, Curves, Result
+from potad.trace.result import PAGE_BYTES, Curves, Result, RunsCurves, RunsResult
 
 # Ink names: hardly different blacks, unlikely to be met otherwise, and what they stand for.
 _INK = "#010203"
@@ -40,7 +46,7 @@ _VARIABLES = {
 }
 
 # An allocator's place among the series colours; one that is not named gets the next.
-_PLACES = {"potad": 0, "linux-buddy": 1, "first-fit": 2}
+_PLACES = {"potad": 0, "linux-buddy": 1, "cma": 1, "first-fit": 2}
 
 # A map is a picture, which cannot follow CSS variables: tones that stand out on both grounds.
 _MAP_COLOURS = ((47, 127, 193), (214, 102, 30), (32, 152, 116), (140, 105, 190))
@@ -78,13 +84,13 @@ _SETTINGS: dict[Any, Any] = {
 }
 
 
-def place_of(result: Result) -> int:
+def place_of(allocator: str) -> int:
     """Which series colour an allocator has."""
-    return _PLACES.get(result["allocator"], len(_SERIES) - 1)
+    return _PLACES.get(allocator, len(_SERIES) - 1)
 
 
 def _colour_of(result: Result) -> str:
-    return _SERIES[place_of(result)]
+    return _SERIES[place_of(result["allocator"])]
 
 
 def _drawn(draw: Callable[[Figure], None], name: str, title: str, height_inches: float) -> str:
@@ -112,7 +118,7 @@ def _drawn(draw: Callable[[Figure], None], name: str, title: str, height_inches:
     return re.sub(r"font: [^;\"]*?(\d+(?:\.\d+)?px)[^;\"]*", r"font-size: \1", svg)
 
 
-def _times(curves: Curves) -> tuple[list[float], str]:
+def _times(curves: Curves | RunsCurves) -> tuple[list[float], str]:
     """The samples' places on the time axis, and its label.
 
     Seconds from the first sample; events where the trace has no usable clock.
@@ -123,9 +129,9 @@ def _times(curves: Curves) -> tuple[list[float], str]:
     return [float(event) for event in curves["event"]], "events"
 
 
-def _time_axis(axes: Axes, results: Sequence[Result]) -> list[float]:
+def _time_axis(axes: Axes, curves: Curves | RunsCurves) -> list[float]:
     """Sets up the time axis and returns the samples' places on it."""
-    times, label = _times(results[0]["curves"])
+    times, label = _times(curves)
     axes.set_xlim(times[0], times[-1] if times[-1] > times[0] else times[0] + 1)
     axes.set_xlabel(label)
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: humanise.significant(value)))
@@ -162,7 +168,7 @@ def memory(results: Sequence[Result], name: str) -> str:
 
     def draw(figure: Figure) -> None:
         axes = figure.add_subplot()
-        times = _time_axis(axes, results)
+        times = _time_axis(axes, results[0]["curves"])
         for colour, width, live in _curves(results, lambda curves: curves["live_bytes"]):
             axes.fill_between(times, live, step="post", color=colour, alpha=0.12, linewidth=0)
             axes.step(times, live, where="post", color=colour, linewidth=width)
@@ -178,7 +184,7 @@ def largest_free(results: Sequence[Result], name: str) -> str:
 
     def draw(figure: Figure) -> None:
         axes = figure.add_subplot()
-        times = _time_axis(axes, results)
+        times = _time_axis(axes, results[0]["curves"])
         # A step below one page stands for none at all.
         none = PAGE_BYTES // 2
         sizes = [none]
@@ -211,7 +217,7 @@ def unusable(results: Sequence[Result], name: str) -> str:
         for axes, (size, curve) in zip(
             figure.subplots(len(panels), sharex=True), panels, strict=True
         ):
-            times = _time_axis(axes, results)
+            times = _time_axis(axes, results[0]["curves"])
             if size != panels[-1][0]:
                 axes.set_xlabel("")
             for colour, width, index in _curves(results, curve):
@@ -229,7 +235,7 @@ def runs(results: Sequence[Result], name: str) -> str:
 
     def draw(figure: Figure) -> None:
         axes = figure.add_subplot()
-        times = _time_axis(axes, results)
+        times = _time_axis(axes, results[0]["curves"])
         for lane, result in enumerate(results):
             possible = result["curves"]["run_possible"]
             axes.broken_barh([(times[0], times[-1] - times[0])], (lane - 0.3, 0.6), color=_GRID)
@@ -241,6 +247,30 @@ def runs(results: Sequence[Result], name: str) -> str:
         axes.grid(visible=False)
 
     return _drawn(draw, name, "When an 8 MiB run could be had", 0.6 + 0.35 * len(results))
+
+
+def relocation(results: Sequence[RunsResult], name: str) -> str:
+    """Runs granted and bytes moved for them, added up over time."""
+
+    def draw(figure: Figure) -> None:
+        granted, moved = figure.subplots(2, sharex=True)
+        for axes in (granted, moved):
+            times = _time_axis(axes, results[0]["curves"])
+        granted.set_xlabel("")
+        # The first lies on top, and what lies below is broader, as in all figures.
+        for place, result in reversed(list(enumerate(results))):
+            curves, colour = result["curves"], _SERIES[place_of(result["relocator"])]
+            width = _LINE_POINTS + 0.9 * place
+            granted.step(times, curves["granted"], where="post", color=colour, linewidth=width)
+            moved.step(times, curves["bytes_moved"], where="post", color=colour, linewidth=width)
+        granted.set_title("runs granted")
+        granted.set_ylim(0, max(*(r["curves"]["granted"][-1] for r in results), 1) * 1.05)
+        granted.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+        granted.yaxis.set_major_locator(MaxNLocator(5, integer=True))
+        moved.set_title("moved for them")
+        _size_axis(moved, max(r["curves"]["bytes_moved"][-1] for r in results))
+
+    return _drawn(draw, name, "Runs granted and bytes moved over time", 3.9)
 
 
 def _spans(times: Sequence[float], flags: Sequence[int]) -> list[tuple[float, float]]:
@@ -296,7 +326,7 @@ def address_map(result: Result, cells: Sequence[int], unmovable: Sequence[int] =
     columns = result["map"]["columns"]
     rows = max(1, -(-len(cells) // columns))
     picture = np.zeros((rows * columns, 4), dtype=np.uint8)
-    picture[:, :3] = _MAP_COLOURS[place_of(result)]
+    picture[:, :3] = _MAP_COLOURS[place_of(result["allocator"])]
     picture[: len(cells), 3] = cells
     if unmovable:
         used = np.maximum(np.asarray(cells, dtype=float), 1)

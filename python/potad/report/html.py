@@ -12,7 +12,15 @@ from html import escape
 from importlib import resources
 
 from potad.report import charts, humanise
-from potad.report.table import Row, headline, remarks, sections
+from potad.report.table import (
+    Row,
+    Section,
+    headline,
+    remarks,
+    runs_heading,
+    runs_section,
+    sections,
+)
 from potad.trace.result import Report, Result
 
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
@@ -45,8 +53,9 @@ def render(reports: Sequence[Report]) -> str:
 def _trace(number: int, report: Report) -> str:
     results = report["allocators"]
     prefix = f"t{number}"
-    legend = _legend(results)
-    figures = (
+    entries = [(result["allocator"], result["title"]) for result in results]
+    legend = _legend(entries)
+    figures = [
         _figure(
             "Live and free memory",
             "Filled, what the trace holds at each moment; dashed, the rest of the space."
@@ -69,7 +78,7 @@ def _trace(number: int, report: Report) -> str:
             legend,
         ),
         _figure(
-            _runs_heading(results[0]),
+            runs_heading(results[0]["runs"]),
             "Coloured while such a run was to be found, block or not; grey while none was."
             f" {_runs_shares(results)}",
             charts.runs(results, f"{prefix}-runs"),
@@ -82,32 +91,46 @@ def _trace(number: int, report: Report) -> str:
             legend,
         ),
         _figure("Address map", _map_meaning(results[0]), _maps(results)),
-    )
+    ]
+    tables = _table(sections(report), entries)
+    runs = runs_section(report)
+    if runs is not None:
+        asked = [(result["relocator"], result["title"]) for result in report["relocation"]]
+        tables += _table([runs], asked)
+        relocation = _figure(
+            f"{runs.heading}, by moving",
+            "Added up over time: the runs granted, the more the better, and what was moved for"
+            " them, the less the better.",
+            charts.relocation(report["relocation"], f"{prefix}-relocation"),
+            _legend(asked),
+        )
+        figures.append(relocation)
     notes = "".join(f"<li>{escape(remark)}</li>" for remark in remarks(report))
     return (
         f'<section id="trace-{number}"><h2>{escape(report["trace"]["name"])}</h2>'
         f'<p class="headline">{escape(headline(report))}</p>'
-        f"{_table(report)}"
+        f"{tables}"
         f"{f'<ul class=notes>{notes}</ul>' if notes else ''}"
         f"{''.join(figures)}</section>\n"
     )
 
 
-def _table(report: Report) -> str:
-    results = report["allocators"]
-    heads = "".join(f'<th scope="col">{_swatch(r)}{escape(r["title"])}</th>' for r in results)
-    table = sections(report)
-    groups = []
-    for section in table:
-        rows = "".join(_row(row) for row in section.rows)
-        groups.append(
-            f'<tbody><tr><th class="group" colspan="{len(results) + 1}" scope="rowgroup">'
-            f"{escape(section.heading)}</th></tr>{rows}</tbody>"
+def _table(groups: Sequence[Section], entries: Sequence[tuple[str, str]]) -> str:
+    """Rows under their headings, a column for each allocator's name and title."""
+    heads = "".join(
+        f'<th scope="col">{_swatch(name)}{escape(title)}</th>' for name, title in entries
+    )
+    bodies = []
+    for group in groups:
+        rows = "".join(_row(row) for row in group.rows)
+        bodies.append(
+            f'<tbody><tr><th class="group" colspan="{len(entries) + 1}" scope="rowgroup">'
+            f"{escape(group.heading)}</th></tr>{rows}</tbody>"
         )
-    compared = any(cell.ratio for section in table for row in section.rows for cell in row.cells)
+    compared = any(cell.ratio for group in groups for row in group.rows for cell in row.cells)
     return (
         f'<div class="table"><table><thead><tr><td></td>{heads}</tr></thead>'
-        f"{''.join(groups)}</table></div>"
+        f"{''.join(bodies)}</table></div>"
         + ('<p class="footnote">× is the ratio to the Linux buddy.</p>' if compared else "")
     )
 
@@ -123,27 +146,19 @@ def _row(row: Row) -> str:
     )
 
 
-def _swatch(result: Result) -> str:
-    return f'<span class="swatch series-{charts.place_of(result)}"></span>'
+def _swatch(allocator: str) -> str:
+    return f'<span class="swatch series-{charts.place_of(allocator)}"></span>'
 
 
-def _legend(results: Sequence[Result]) -> str:
-    entries = "".join(f"<li>{_swatch(r)}{escape(r['title'])}</li>" for r in results)
-    return f'<ul class="legend">{entries}</ul>'
+def _legend(entries: Sequence[tuple[str, str]]) -> str:
+    items = "".join(f"<li>{_swatch(name)}{escape(title)}</li>" for name, title in entries)
+    return f'<ul class="legend">{items}</ul>'
 
 
 def _figure(heading: str, meaning: str, body: str, legend: str = "") -> str:
     return (
         f"<figure><h3>{escape(heading)}</h3>"
         f"<figcaption>{escape(meaning)}</figcaption>{legend}{body}</figure>\n"
-    )
-
-
-def _runs_heading(result: Result) -> str:
-    runs = result["runs"]
-    return (
-        f"Runs of {humanise.size(runs['size_bytes'])}"
-        f" at multiples of {humanise.size(runs['align_bytes'])}"
     )
 
 
@@ -185,7 +200,7 @@ def _maps(results: Sequence[Result]) -> str:
             ("at the end", cells_of["at_end"], cells_of["unmovable_at_end"]),
         ):
             cells.append(
-                f'<div class="map"><p>{_swatch(result)}{title}, {when}</p>'
+                f'<div class="map"><p>{_swatch(result["allocator"])}{title}, {when}</p>'
                 f'<img alt="Address map of {title} {when}"'
                 f' src="{charts.address_map(result, values, unmovable)}"></div>'
             )

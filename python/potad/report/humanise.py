@@ -65,11 +65,15 @@ def share(value: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Milliseconds below a second, minutes and seconds from two minutes on.
+    """Down to nanoseconds below a second, minutes and seconds from two minutes on.
 
-    >>> duration(0.0123), duration(35.77), duration(125.0)
-    ('12.3 ms', '35.8 s', '2 min 5 s')
+    >>> duration(0.0123), duration(35.77), duration(125.0), duration(2.5e-6), duration(4e-7)
+    ('12.3 ms', '35.8 s', '2 min 5 s', '2.5 µs', '400 ns')
     """
+    if 0 < seconds < 1e-6:
+        return f"{significant(round(seconds * 1e9, 3))} ns"
+    if 0 < seconds < 1e-3:
+        return f"{significant(round(seconds * 1e6, 3))} µs"
     if seconds < 1:
         return f"{significant(seconds * 1000)} ms"
     if seconds < 120:

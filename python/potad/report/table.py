@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from potad.report.humanise import count, decimals, duration, share, significant, size
-from potad.trace.result import Distribution, Report, Result
+from potad.trace.result import Distribution, Report, Result, Runs, RunsResult
 
 BASELINE = "linux-buddy"
 
@@ -208,6 +208,83 @@ def sections(report: Report) -> list[Section]:
     ]
 
 
+def runs_section(report: Report) -> Section | None:
+    """What came of asking for runs, a cell for each allocator asked; None if none was."""
+    results = report["relocation"]
+    if not results:
+        return None
+
+    def row(label: str, meaning: str, value: Callable[[RunsResult], str]) -> Row:
+        return Row(label, meaning, tuple(Cell(value(result)) for result in results))
+
+    return Section(
+        runs_heading(results[0]),
+        (
+            row(
+                "Granted",
+                f"of {count(results[0]['wanted'])} wanted,"
+                f" {count(results[0]['at_once'])} every {count(results[0]['interval_events'])}"
+                f" steps, with {share(results[0]['pinned'])} of movable allocations pinned",
+                _granted,
+            ),
+            row(
+                "Missed",
+                "refused although what was in place could have been moved to make the run",
+                lambda r: count(r["missed"]),
+            ),
+            row("Moved", "what was moved to make room", lambda r: size(r["bytes_moved"])),
+            row("… pages", "the same in pages of 4 KiB", lambda r: count(r["pages_moved"])),
+            row("… a run granted", "the mean over all runs granted", _moved_a_run),
+            row(
+                "… in vain",
+                "out of windows that then could not be emptied",
+                lambda r: size(r["bytes_wasted"]),
+            ),
+            row(
+                "Time a request",
+                "median over all requests, without copying",
+                lambda r: duration(r["nanoseconds_per_request"]["median"] / 1e9),
+            ),
+            row(
+                "… slowest",
+                "of all requests",
+                lambda r: duration(r["nanoseconds_per_request"]["max"] / 1e9),
+            ),
+            row("Allocations refused", "requests of the trace that were not served", _failures),
+            row(
+                "Reserve",
+                "memory kept for runs, which movable pages may use meanwhile",
+                lambda r: size(r["reserve"]["bytes"]) if r["reserve"]["bytes"] else "none",
+            ),
+            row(
+                "… free in it",
+                "of no use to pages that cannot be moved; the mean when runs were asked for",
+                lambda r: size(r["reserve"]["free_bytes_mean"]),
+            ),
+            row(
+                "… refused beside it",
+                "allocations that a free block in the reserve would have served",
+                lambda r: count(r["reserve"]["failures"]),
+            ),
+        ),
+    )
+
+
+def runs_heading(runs: Runs | RunsResult) -> str:
+    """Of what size the runs are, and where."""
+    return f"Runs of {size(runs['size_bytes'])} at multiples of {size(runs['align_bytes'])}"
+
+
+def _granted(result: RunsResult) -> str:
+    if not result["wanted"]:
+        return "not asked"
+    return f"{count(result['granted'])} ({share(result['granted'] / result['wanted'])})"
+
+
+def _moved_a_run(result: RunsResult) -> str:
+    return size(result["bytes_moved"] / result["granted"]) if result["granted"] else "–"
+
+
 def _ratio(result: Result, baseline: Result | None, figure: Callable[[Result], float]) -> str:
     if baseline is None or result is baseline or not figure(baseline):
         return ""
@@ -221,7 +298,7 @@ def _size_if_known(value: int | None) -> str:
     return "–" if value is None else size(value)
 
 
-def _failures(result: Result) -> str:
+def _failures(result: Result | RunsResult) -> str:
     failures = result["failures"]
     if not failures:
         return "0"

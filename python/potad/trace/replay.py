@@ -23,7 +23,7 @@ DEFAULT_PROBE_INTERVAL_EVENTS = 1000
 DEFAULT_POINTS = 600
 
 # Events between two looks at the clock and at signals: tens of milliseconds at the slowest.
-_STEP_EVENTS = 1 << 15
+STEP_EVENTS = 1 << 15
 
 _MIB = 1 << 20
 
@@ -64,7 +64,7 @@ def replay(
     """
     run = Replay(trace, allocator, memory_bytes, probe_interval_events, points)
     done = 0
-    while step := run.step(_STEP_EVENTS):
+    while step := run.step(STEP_EVENTS):
         done += step
         if progress is not None:
             progress(done, run.total)

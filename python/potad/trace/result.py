@@ -105,6 +105,51 @@ class Result(TypedDict):
     map: AddressMap
 
 
+class ReserveLoss(TypedDict):
+    """What a reserve for runs takes from everything else; all 0 where there is none."""
+
+    bytes: int
+    free_bytes_mean: float
+    """Free in it when runs were asked for, and of no use to pages that cannot be moved."""
+    failures: int
+    """Allocations refused that a free block in it would have served."""
+
+
+class RunsCurves(TypedDict):
+    """Samples along the trace; all lists are equally long."""
+
+    event: list[int]
+    seconds: list[float]
+    granted: list[int]
+    bytes_moved: list[int]
+
+
+class RunsResult(TypedDict):
+    """One trace through one allocator that is asked for runs and moves pages to make them."""
+
+    relocator: str
+    title: str
+    memory_bytes: int
+    size_bytes: int
+    align_bytes: int
+    interval_events: int
+    at_once: int
+    pinned: float
+    allocations: int
+    failures: int
+    wanted: int
+    granted: int
+    missed: int
+    """Refusals although what was in place could have been moved to make the run."""
+    bytes_moved: int
+    pages_moved: int
+    bytes_wasted: int
+    """Of the bytes moved, those out of windows that were then not granted."""
+    nanoseconds_per_request: Spread
+    reserve: ReserveLoss
+    curves: RunsCurves
+
+
 class TraceSummary(TypedDict):
     """What was read, before any allocator saw it."""
 
@@ -131,3 +176,5 @@ class Report(TypedDict):
     trace: TraceSummary
     memory_bytes: int
     allocators: list[Result]
+    relocation: list[RunsResult]
+    """Empty where no runs were asked for."""

@@ -40,7 +40,7 @@ use crate::trace::{PAGE_BYTES, Trace};
 use pass::RelocationPass;
 
 /// Names of the relocators, in the order a report shows them.
-pub const RUN_CONTENDERS: &[&str] = &[potad_space::ALLOCATOR, cma::ALLOCATOR];
+pub const RELOCATORS: &[&str] = &[potad_space::ALLOCATOR, cma::ALLOCATOR];
 
 /// The largest power of two of bytes that pages can be numbered in.
 const ALIGN_MAX: u64 = PAGE_BYTES << PAGES_MAX.ilog2();
@@ -55,7 +55,7 @@ pub struct Relocation {
 }
 
 impl Relocation {
-    /// Prepares a pass. `relocator` is one of [`RUN_CONTENDERS`]; memory and points are as in
+    /// Prepares a pass. `relocator` is one of [`RELOCATORS`]; memory and points are as in
     /// [`Settings`](crate::Settings).
     ///
     /// # Errors
@@ -82,7 +82,7 @@ impl Relocation {
                 (cma::ALLOCATOR, "Linux CMA (restated)", Box::new(Cma::new(pages, reserved)?))
             }
             _ => {
-                let known = RUN_CONTENDERS.join(", ");
+                let known = RELOCATORS.join(", ");
                 return Err(ReplayError::UnknownAllocator { name: relocator.to_owned(), known });
             }
         };

@@ -134,7 +134,7 @@ mod tests {
                     }
                     (0..=5, Some(order)) => {
                         let part = order.saturating_sub(how % 3);
-                        let offset = (how >> 8) % (1 << order) >> part << part;
+                        let offset = ((how >> 8) % (1 << (order - part))) << part;
                         for freed in pieces.take(slot, offset, part) {
                             match freed {
                                 Freed::Whole(piece) => space.free(piece.page, piece.order),

@@ -22,7 +22,7 @@ impl Relocator for PotadSpace<NoProbe> {
         for half in (order..whole).rev() {
             let size = bytes(1 << half);
             self.space.split(address(first), size).expect("a block of twice the size");
-            first += page - first & 1 << half;
+            first += (page - first) & (1 << half);
         }
         self.free(page, order);
     }
