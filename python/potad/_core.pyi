@@ -20,6 +20,7 @@ __all__ = [
     "RecordBytes",
     "Relocation",
     "Replay",
+    "RunReplay",
     "Space",
     "SpaceIterator",
     "Trace",
@@ -271,7 +272,7 @@ class Replay:
     def result(self) -> str: ...
 
 @final
-class Relocation:
+class RunReplay:
     def __new__(
         cls, trace: Trace, relocator: str, memory: int, requests: RunRequests, points: int
     ) -> Self: ...

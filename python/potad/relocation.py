@@ -32,6 +32,9 @@ if TYPE_CHECKING:
 # How often in a row others may come between before a call gives up.
 _ROUNDS_MAX = 32
 
+# Kinds and owners that an error's message names; its attribute has all.
+_OBSTACLES_SHOWN = 3
+
 _Accept = Callable[["Move"], bool]
 
 
@@ -273,7 +276,9 @@ def no_room(
     if refused:
         in_the_way.append(Obstacle(None, None, "refused", len(refused), sum(refused)))
     if in_the_way:
-        message += "; most: " + ", ".join(map(str, in_the_way[:3]))
+        more = len(in_the_way) - _OBSTACLES_SHOWN
+        shown = list(map(str, in_the_way[:_OBSTACLES_SHOWN])) + [f"{more} more"] * (more > 0)
+        message += "; in the way: " + ", ".join(shown)
     error = OutOfSpace(message, requested, available, largest, reason)
     error.in_the_way = tuple(in_the_way)
     return error

@@ -376,8 +376,7 @@ impl Relocation {
     /// The error for a run that others were always faster than.
     fn no_room(&self, py: Python<'_>, refused: Vec<u64>) -> PyErr {
         let Request::Run { size, align, within, .. } = self.request else { return other_request() };
-        let error =
-            self.space.get().shared.long(py, |state| Ok(state.refusal(size, align, within)));
+        let error = self.space.get().shared.long(py, |state| Ok(state.no_run(size, align)));
         match error {
             Ok(error) => no_room(self.space.bind(py), error, within, refused),
             Err(error) => error,

@@ -1,4 +1,4 @@
-//! The replay engine for Python: `TraceParser`, `Trace`, `Replay` and `Relocation` of `potad._core`.
+//! The replay engine for Python: `TraceParser`, `Trace`, `Replay` and `RunReplay` of `potad._core`.
 //!
 //! Conversion only. Work of any length runs with the interpreter detached, so that other Python
 //! threads go on meanwhile. All but `Trace` change with each call and are for one thread at a time:
@@ -18,7 +18,7 @@ pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<TraceParser>()?;
     module.add_class::<Trace>()?;
     module.add_class::<Replay>()?;
-    module.add_class::<Relocation>()
+    module.add_class::<RunReplay>()
 }
 
 /// What is behind a lock. A call that panicked left it as it was or half done; the next call says so
@@ -224,7 +224,7 @@ struct Requests {
 
 /// A trace on its way through one relocator, which is asked for runs.
 #[pyclass(frozen, module = "potad._core")]
-struct Relocation {
+struct RunReplay {
     /// Boxed for its alignment, as the parser is.
     relocation: Mutex<Box<engine::Relocation>>,
     /// Steps of the pass.
@@ -233,7 +233,7 @@ struct Relocation {
 }
 
 #[pymethods]
-impl Relocation {
+impl RunReplay {
     #[new]
     fn new(
         py: Python<'_>,
@@ -251,7 +251,7 @@ impl Relocation {
         let relocation = py
             .detach(|| engine::Relocation::new(trace, relocator, memory, requests, points))
             .map_err(replay_error)?;
-        Ok(Relocation { total: relocation.total(), relocation: Mutex::new(Box::new(relocation)) })
+        Ok(RunReplay { total: relocation.total(), relocation: Mutex::new(Box::new(relocation)) })
     }
 
     /// Replays up to so many more events; how many, 0 at the end.

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import cast
 
-from potad._core import Relocation, Trace
+from potad._core import RunReplay, Trace
 from potad.trace.replay import DEFAULT_POINTS, STEP_EVENTS
 from potad.trace.result import PAGE_BYTES, RunsResult
 
@@ -58,7 +58,7 @@ def replay_runs(
 
     Raises `ValueError` for a bad argument. The relocator's whole state is checked at the end.
     """
-    run = Relocation(trace, relocator, memory_bytes, requests, points)
+    run = RunReplay(trace, relocator, memory_bytes, requests, points)
     done = 0
     while step := run.step(STEP_EVENTS):
         done += step

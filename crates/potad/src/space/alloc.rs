@@ -97,7 +97,7 @@ impl<P: Probe> Space<P> {
     }
 
     #[cold]
-    fn no_room(&mut self, size: u128, detail: String) -> Error {
+    pub(super) fn no_room(&mut self, size: u128, detail: String) -> Error {
         let requested = size.checked_next_multiple_of(1 << self.shift).unwrap_or(size);
         let available = self.available();
         let reason = if available < requested { Reason::Exhausted } else { Reason::Fragmented };
@@ -146,7 +146,7 @@ impl<P: Probe> Space<P> {
             }
             _ => None,
         };
-        found.ok_or_else(|| self.no_run(size, align, None))
+        found.ok_or_else(|| self.no_run(size, align))
     }
 
     /// A run in granules, `None` where it is longer than 2^64 less one; and first and last position of
@@ -175,15 +175,6 @@ impl<P: Probe> Space<P> {
     /// An alignment in granules: a start is a multiple of both the alignment and the granule.
     pub(super) fn align_in_granules(&self, align: u128) -> u128 {
         align >> align.trailing_zeros().min(self.shift)
-    }
-
-    /// There is no such run; if it was to be made by moving, not even so, because of what is in the way.
-    #[cold]
-    pub(super) fn no_run(&mut self, size: u128, align: u128, in_the_way: Option<String>) -> Error {
-        let align = self.align_in_granules(align) << self.shift;
-        let aligned = (align != 1 << self.shift).then(|| format!("aligned to {align}"));
-        let detail: Vec<String> = aligned.into_iter().chain(in_the_way).collect();
-        self.no_room(size, detail.join("; "))
     }
 
     /// Exactly `size`, rounded up to granules, of contiguous space at a multiple of `align`. If

@@ -193,10 +193,7 @@ impl<P: Probe> Space<P> {
             (Some(wanted), Some(window)) => self.draft_run(&wanted, window, refused)?,
             _ => None,
         };
-        match found {
-            Some(relocation) => Ok(relocation),
-            None => Err(self.refusal(size, align, within)),
-        }
+        found.ok_or_else(|| self.no_run(size, align))
     }
 
     fn draft_run(
@@ -491,12 +488,12 @@ impl<P: Probe> Space<P> {
         begun
     }
 
-    /// Why a run cannot be had, not even by moving.
-    pub fn refusal(&mut self, size: u128, align: u128, within: Window) -> Error {
-        match self.in_the_way(within) {
-            Ok(in_the_way) => self.no_run(size, align, Some(in_the_way)),
-            Err(error) => error,
-        }
+    /// The error for a run that cannot be had, not even by moving; [`obstacles`](Space::obstacles) says
+    /// what is in the way.
+    pub fn no_run(&mut self, size: u128, align: u128) -> Error {
+        let align = self.align_in_granules(align) << self.shift;
+        let plain = align == 1 << self.shift;
+        self.no_room(size, if plain { String::new() } else { format!("aligned to {align}") })
     }
 
     /// Whether a move of a relocation, by its number, could be made now.
@@ -506,15 +503,6 @@ impl<P: Probe> Space<P> {
         let ready = |them: &Descriptors| them.moving(from, to) == Moving::Ready;
         let stands = !relocation.done[number] && !self.is_retiring(new, size);
         stands && self.descriptors.as_deref().is_some_and(ready)
-    }
-
-    /// The sums of what [`Space::obstacles`] says, in words.
-    fn in_the_way(&self, within: Window) -> Result<String, Error> {
-        let obstacles = self.obstacles(within)?;
-        let sum = |pinned: bool| -> u128 {
-            obstacles.iter().filter(|it| it.pinned == pinned).map(|it| it.size).sum()
-        };
-        Ok(format!("in the way: {} pinned, {} not movable", sum(true), sum(false)))
     }
 
     /// Allocations between two addresses that are in the way of a run: not movable, or pinned. By label,
