@@ -77,10 +77,12 @@ def test_arguments_are_documented(name: str) -> None:
 def test_examples_of_the_readme(capsys: pytest.CaptureFixture[str]) -> None:
     text = (Path(__file__).parent.parent / "README.md").read_text()
     examples = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
-    assert len(examples) == 2
+    assert len(examples) == 3
     for example in examples:
         exec(example, {})
-    assert "Cache" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "Cache" in printed
+    assert "4096 bytes from" in printed
 
 
 def test_names() -> None:
