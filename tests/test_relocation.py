@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
 import pickle
@@ -361,6 +362,128 @@ def test_held_space_can_be_seen() -> None:
     assert {it.state for it in space} == {"live"}
 
 
+def test_what_another_owner_puts_in_a_place_is_not_moved_back() -> None:
+    """The page that was moved is freed, and another's lies where it went when all is taken back."""
+    stubborn = Mover(False)
+
+    def reply(move: potad.Move) -> bool:
+        if move.old == 8 * GRANULE:
+            (there,) = [new for old, new in good.moves if old == 7 * GRANULE]
+            space.free(there)
+            space.alloc_at(there, GRANULE, kind=PAGE, owner=stubborn)
+            stubborn.places.add(there)
+            return False
+        return True
+
+    good = Mover(reply)
+    space = scattered(good)
+    space.alloc_at(0, GRANULE)
+    space.alloc_at(15 * GRANULE, GRANULE)
+    with pytest.raises(potad.OutOfSpace):
+        space.alloc_run(8 * GRANULE, relocate=True)
+    assert {it.start for it in space if it.owner is stubborn} == stubborn.places
+    assert all(new not in stubborn.places for _, new in good.moves[2:])
+    space.check()
+
+
+def test_what_comes_in_the_place_of_what_was_refused_is_asked_for_itself() -> None:
+    other = Mover()
+
+    def reply(move: potad.Move) -> bool:
+        if move.old == 7 * GRANULE:
+            space.free(move.old)
+            space.alloc_at(move.old, GRANULE, kind=PAGE, owner=other)
+            other.places.add(move.old)
+            return False
+        return True
+
+    space = scattered(Mover(reply))
+    assert space.alloc_run(8 * GRANULE, relocate=True) == 4 * GRANULE
+    assert [old for old, _ in other.moves] == [7 * GRANULE]
+    space.check()
+
+
+def test_refusals_in_the_error_are_by_kind_and_owner() -> None:
+    one, other = Mover(False), Mover(False)
+    space = potad.Space(8 * GRANULE)
+    for granule, owner in [(0, one), (3, other), (6, one)]:
+        space.alloc_at(granule * GRANULE, GRANULE, kind=PAGE, owner=owner)
+    with pytest.raises(potad.OutOfSpace) as caught:
+        space.alloc_run(3 * GRANULE, relocate=True)
+    rows = [(it.kind, it.owner, it.why, it.allocations) for it in caught.value.in_the_way]
+    assert rows == [(PAGE, one, "refused", 2), (PAGE, other, "refused", 1)]
+
+
+class Unshowable(Exception):
+    @property
+    def __notes__(self) -> Any:  # type: ignore[override]
+        raise RuntimeError("no notes")
+
+
+NOT_A_LINE: Any = ("f", "nope", "x", "y")
+
+
+@pytest.mark.parametrize("error", [SyntaxError("a", NOT_A_LINE), Unshowable()])
+def test_an_error_that_cannot_be_shown_is_a_refusal_too(
+    error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[Any] = []
+    monkeypatch.setattr(sys, "unraisablehook", told.append)
+
+    def reply(move: potad.Move) -> bool:
+        raise error
+
+    space = scattered(Mover(reply))
+    with pytest.raises(potad.OutOfSpace):
+        space.alloc_run(8 * GRANULE, relocate=True)
+    assert told[0].exc_value.__cause__ is error
+
+
+def test_an_owner_is_looked_up_once() -> None:
+    looks: list[str] = []
+
+    class Looked:
+        @property
+        def on_relocate(self) -> Any:
+            looks.append("looked")
+            return lambda move: move.old != 7 * GRANULE
+
+    space = scattered(Looked())
+    assert space.alloc_run(8 * GRANULE, relocate=True) == 8 * GRANULE
+    assert len(looks) == 1
+
+
+def test_what_is_being_moved_is_not_said_to_be_unmovable() -> None:
+    whys: list[set[str]] = []
+
+    def reply(move: potad.Move) -> bool:
+        with pytest.raises(potad.OutOfSpace) as caught:
+            space.alloc_run(12 * GRANULE, relocate=True)
+        whys.append({it.why for it in caught.value.in_the_way})
+        return True
+
+    space = scattered(Mover(reply))
+    space.alloc_run(8 * GRANULE, relocate=True)
+    assert whys[0] == {"moving"}
+
+
+def test_an_interrupt_while_it_is_taken_back_does_not_stop_that() -> None:
+    def reply(move: potad.Move) -> bool:
+        asked.append(move.old)
+        if len(asked) > 2:
+            raise KeyboardInterrupt
+        return len(asked) < 2
+
+    asked: list[int] = []
+    space = scattered(Mover(reply))
+    space.alloc_at(0, GRANULE)
+    space.alloc_at(15 * GRANULE, GRANULE)
+    with pytest.raises(potad.OutOfSpace):
+        space.alloc_run(8 * GRANULE, relocate=True)
+    space.check()
+    assert {it.state for it in space} == {"live"}
+
+
 # ---- compaction --------------------------------------------------------------------------------
 
 
@@ -404,6 +527,15 @@ def test_what_is_refused_is_left_and_the_rest_compacted() -> None:
     assert done.blocks == 5
     assert {0, 32 * GRANULE} <= owner.places == {it.start for it in space}
     space.check()
+
+
+def test_blocks_that_are_free_already_count() -> None:
+    space = potad.Space(128 * GRANULE)
+    for granule in range(0, 64, 2):
+        space.alloc_at(granule * GRANULE, GRANULE, kind=PAGE)
+    planned = [space.plan_compaction(16 * GRANULE, count).size // GRANULE for count in (3, 4, 5, 6)]
+    assert planned == [0, 0, 8, 16]
+    assert space.compact(16 * GRANULE, 100).blocks == 6
 
 
 def test_blocks_within_a_window() -> None:
@@ -464,10 +596,11 @@ def test_nothing_is_kept_alive() -> None:
 def test_threads_that_allocate_and_free_while_runs_are_taken(
     with_owners: bool, rng: random.Random
 ) -> None:
-    space = potad.Space(2048 * GRANULE)
+    space = potad.Space(768 * GRANULE)
     stop = threading.Event()
     errors: list[BaseException] = []
     lock = threading.RLock()
+    moved: list[int] = []
     # Of each owned page, by its number, where it is: owners write it when they agree.
     places: dict[int, int] = {}
 
@@ -478,17 +611,24 @@ def test_threads_that_allocate_and_free_while_runs_are_taken(
                 if places.get(number) != move.old:
                     return False
                 places[number] = move.new
+                moved.append(number)
             return True
 
     table = Table() if with_owners else None
+    # A page in every other granule, so that no run is free.
+    for number in range(0, 768, 2):
+        address = space.alloc_at(number * GRANULE, GRANULE, kind=PAGE, owner=table)
+        record(space, address)[...] = number
+        if with_owners:
+            places[number] = address
 
     def churn(seed: int) -> None:
         random_ = random.Random(seed)
         mine: list[int] = []
         plain: list[int] = []
-        for step in range(3000):
-            if stop.is_set():
-                return
+        step = 0
+        while not stop.is_set():
+            step += 1
             try:
                 if random_.random() < 0.5 and len(mine) < 150:
                     size = GRANULE << random_.randrange(3)
@@ -497,7 +637,7 @@ def test_threads_that_allocate_and_free_while_runs_are_taken(
                     elif with_owners:
                         with lock:
                             address = space.alloc(size, kind=PAGE, owner=table)
-                            number = seed * 100_000 + step
+                            number = 1000 + seed * 100_000 + step
                             record(space, address)[...] = number
                             places[number] = address
                             mine.append(number)
@@ -528,7 +668,9 @@ def test_threads_that_allocate_and_free_while_runs_are_taken(
             work(seed)
         except BaseException as error:
             errors.append(error)
-            stop.set()
+        finally:
+            if work is take_runs:
+                stop.set()
 
     works = [churn, churn, churn, take_runs, take_runs]
     threads = [
@@ -542,10 +684,41 @@ def test_threads_that_allocate_and_free_while_runs_are_taken(
         raise errors[0]
     space.check()
     assert {it.state for it in space} <= {"live"}
+    assert not with_owners or moved
+    if not with_owners:
+        assert {int(it.record) for it in space if it.kind is PAGE and it.record is not None} == {
+            *range(0, 768, 2)
+        }
     for number, address in places.items():
         page = found(space, address)
         assert (page.start, page.owner) == (address, table)
         assert page.record == number
+
+
+def test_nothing_is_moved_unasked_while_pins_come_and_go() -> None:
+    stubborn = Mover(False)
+    space = scattered(Mover(), (1, 3, 7, 12, 14))
+    space.alloc_at(8 * GRANULE, GRANULE, kind=PAGE, owner=stubborn)
+    stop = threading.Event()
+
+    def pin() -> None:
+        while not stop.is_set():
+            with space.pinned(8 * GRANULE):
+                pass
+
+    threads = [threading.Thread(target=pin) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    try:
+        for _ in range(2000):
+            with contextlib.suppress(potad.OutOfSpace):
+                space.free(space.alloc_run(8 * GRANULE, relocate=True))
+            assert found(space, 8 * GRANULE).owner is stubborn
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
+    space.check()
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")

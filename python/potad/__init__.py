@@ -25,13 +25,15 @@ The command `potad` replays recorded page traffic of Linux through a space and i
 behind it is `potad.trace` and `potad.report`.
 """
 
-from potad._core import Descriptor, Kind, Space, __version__
+from potad._core import Arena, Buffer, Descriptor, Kind, Space, __version__
 from potad.errors import Busy, Corrupt, NotAllocated, OutOfSpace, Poisoned, PotadError
 from potad.failure import Failure, Outcome
 from potad.relocation import Compaction, Move, Obstacle, Plan
 from potad.usage import Report, Usage
 
 __all__ = [
+    "Arena",
+    "Buffer",
     "Busy",
     "Compaction",
     "Corrupt",

@@ -79,6 +79,13 @@ impl Descriptor {
     }
 }
 
+impl Descriptor {
+    /// Its kind and its owner.
+    pub fn objects(&self, py: Python<'_>) -> (Option<Py<Kind>>, Option<Py<PyAny>>) {
+        (self.kind(py), self.owner(py))
+    }
+}
+
 #[pymethods]
 impl Descriptor {
     /// The allocation's first address.

@@ -52,6 +52,12 @@ pub fn exception(py: Python<'_>, error: Error) -> PyErr {
     }
 }
 
+/// Something is in use that was to go.
+#[cold]
+pub fn busy(py: Python<'_>, message: String, address: u64) -> PyErr {
+    BUSY.raise(py, (message, address, 0))
+}
+
 /// The space is not what it should be, and `what` says how that showed.
 #[cold]
 pub fn corrupt(py: Python<'_>, what: String) -> PyErr {

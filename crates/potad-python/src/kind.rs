@@ -41,6 +41,13 @@ pub struct Kind {
     pub movable: bool,
 }
 
+impl Kind {
+    /// A kind without a record.
+    pub fn plain(name: &str, movable: bool) -> Self {
+        Kind { name: name.into(), record: None, record_size: 0, movable }
+    }
+}
+
 #[pymethods]
 impl Kind {
     #[new]

@@ -7,9 +7,10 @@
 //! |---|---|
 //! | `convert.rs`, `arrays.rs` | arguments into numbers, before anything is locked |
 //! | `space/` | the class `Space`: which call of the core it is, and its documentation |
+//! | `arena/` | the classes `Arena` and `Buffer`: memory behind a space |
 //! | `kind.rs`, `record.rs`, `descriptor.rs` | what is known about an allocation |
 //! | `state.rs` | the objects that the core's numbers of kinds and owners stand for |
-//! | `relocation.rs` | moves under way, between which owners are asked |
+//! | `relocation.rs` | moves that owners are asked about |
 //! | `trash.rs` | dropping references, however long a chain of them |
 //! | `lock.rs`, `fork.rs` | one thread at a time, and what becomes of that in a child process |
 //! | `errors.rs` | the core's errors as exceptions |
@@ -18,6 +19,7 @@
 //! The module is for Python 3.11 and up by the stable ABI, and declared safe without the GIL: all
 //! classes are frozen, and what changes is behind locks.
 
+mod arena;
 mod arrays;
 mod convert;
 mod descriptor;
@@ -48,9 +50,8 @@ fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<kind::Kind>()?;
     module.add_class::<record::RecordBytes>()?;
     module.add_class::<space::describe::Pinned>()?;
-    module.add_class::<relocation::Relocation>()?;
-    module.add_function(wrap_pyfunction!(relocation::_report_unraisable, module)?)?;
     module.add_class::<nothing::Nothing>()?;
+    arena::register(module)?;
     fast::install(module.py())?;
     replay::register(module)?;
     fork::install()?;

@@ -26,6 +26,7 @@ use pyo3::prelude::*;
 
 use potad::{Error, Space};
 
+use crate::arena::Memory;
 use crate::errors;
 use crate::fork;
 use crate::state::State;
@@ -51,6 +52,15 @@ impl Shared {
     /// Shares a space, and tells `fork` that it is there.
     pub fn new(space: Space) -> Self {
         let state = Arc::new(Mutex::new(State::new(space)));
+        fork::register(&state);
+        Shared(state)
+    }
+
+    /// The same for a space with memory behind it.
+    pub fn with_memory(space: Space, memory: Memory) -> Self {
+        let mut state = State::new(space);
+        state.memory = Some(memory);
+        let state = Arc::new(Mutex::new(state));
         fork::register(&state);
         Shared(state)
     }
@@ -129,6 +139,17 @@ impl Shared {
         outcome.map_err(|failure| exception(py, failure))
     }
 
+    /// Does something of a few words with the interpreter held, and waits with it; `None` if it fails. For
+    /// callers that have no way to raise.
+    pub fn held<T>(&self, act: impl FnOnce(&mut State) -> Result<T, Error>) -> Option<T> {
+        let mut gone = Vec::new();
+        let outcome = apply(self.0.lock(), &mut gone, act);
+        if !gone.is_empty() {
+            Python::attach(|_| drop_all(gone));
+        }
+        outcome.ok()
+    }
+
     /// For the garbage collector, which looks twice and must see the same both times. It waits with
     /// the interpreter held: whoever has the lock lets it go without.
     pub fn visit<T>(&self, act: impl FnOnce(&State) -> T) -> T {
@@ -154,6 +175,7 @@ fn apply<T>(
         // The guard belongs to what may panic, and so poisons the lock.
         Ok(mut state) => catch_unwind(AssertUnwindSafe(move || {
             let outcome = act(&mut state).map_err(refused);
+            state.settle_memory();
             if state.has_gone() {
                 *gone = state.take_gone();
             }

@@ -1,180 +1,551 @@
-//! Moves under way, as the Python code sees them that asks the owners (`potad.relocation`).
+//! Moves that owners are asked about.
 //!
 //! Where no allocation that is in the way has an owner, everything happens in one call of the core under
-//! the lock, and there is none of these. Where one has, the moves are begun under the lock and kept by
-//! the space; what Python has is their number there, so that they can be given up from anywhere: when
-//! the object is collected, or in the child of a fork.
+//! the lock. Where one has, the moves are begun under the lock and kept by the space; then the lock is
+//! let go, and taken again for each step. Owners may do anything meanwhile, and other threads too: what
+//! that changes shows when a move is made, and then the next best place is looked for.
+//!
+//! Moves that were made are kept when another place has to be found: to take them back would move the
+//! same bytes again. Only when a run cannot be had at all they are taken back, the last one first.
+//!
+//! All of this is compiled, so that an interrupt can come in the middle of an owner's answer but not
+//! between the answer and what follows from it.
 
 use std::collections::HashMap;
 
-use pyo3::exceptions::{PyIndexError, PyTypeError};
+use pyo3::exceptions::{PyException, PyTypeError};
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 use pyo3::types::PyInt;
-use pyo3::{PyTraverseError, PyVisit};
 
-use potad::{Error, Fit, Made, Move, Obstacle, Window};
+use potad::{Call, Error, Fit, Made, Move, Window};
 
-use crate::convert::{self, integer};
+use crate::convert::{describe, integer};
 use crate::descriptor::Descriptor;
 use crate::errors;
 use crate::kind::Kind;
 use crate::space::Space;
 use crate::state::{Named, State};
 
+static MOVE: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
 static NO_ROOM: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
+static REPORTED: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
 
-/// What room is made for.
+/// How often in a row others may come between before a call gives up.
+const ROUNDS_MAX: u32 = 32;
+
+/// A run that is asked for.
 #[derive(Clone, Copy)]
-pub enum Request {
-    Run { size: u128, align: u128, within: Window, fit: Fit },
-    Blocks { size: u128, count: usize, within: Window },
+pub struct Run {
+    pub size: u128,
+    pub align: u128,
+    pub within: Window,
+    pub fit: Fit,
 }
 
-/// What became of a request: done, or moves that are begun.
-pub enum Begun<T> {
-    Done(T),
-    Moving(Relocation),
+/// Free blocks that are asked for.
+#[derive(Clone, Copy)]
+pub struct Blocks {
+    pub size: u128,
+    pub count: usize,
+    pub within: Window,
+    pub budget: u128,
 }
 
-/// Moves that make room, begun and not finished. Given up when it is dropped.
-#[pyclass(frozen, module = "potad._core")]
-pub struct Relocation {
-    space: Py<Space>,
-    request: Request,
+/// What was moved: old and new address and size.
+pub type Moved = (u64, u64, u128);
+
+/// Moves under way that the space keeps: their number there, what they are, and how many free blocks
+/// there are when all are made.
+struct Kept {
     number: u64,
     moves: Vec<Move>,
     blocks: usize,
 }
 
-/// Number, moves and blocks of moves that the space keeps.
-type Kept = (u64, Vec<Move>, usize);
+/// What a request came to: done, or moves that owners are to be asked about.
+enum Begun<T> {
+    Done(T),
+    Asking(Kept),
+}
 
 impl State {
-    /// Keeps moves if somebody has to be asked about one of them; otherwise makes them.
-    fn keep_or_make(
+    /// Makes moves if nobody has to be asked about any, or keeps them.
+    fn make_or_keep(
         &mut self,
-        relocation: &mut Option<potad::Relocation>,
-    ) -> Result<Option<Kept>, Error> {
-        let begun = relocation.as_mut().expect("it was begun");
-        if begun.moves().iter().all(|it| it.label.owner == 0) {
-            return self.make_moves(begun).map(|()| None);
+        mut relocation: potad::Relocation,
+    ) -> Result<Result<potad::Relocation, Kept>, Error> {
+        if self.make_unasked(&mut relocation)? {
+            return Ok(Ok(relocation));
         }
-        let (moves, blocks) = (begun.moves().to_vec(), begun.blocks());
-        let begun = relocation.take().expect("it was begun");
-        Ok(Some((self.keep_relocation(begun), moves, blocks)))
+        let (moves, blocks) = (relocation.moves().to_vec(), relocation.blocks());
+        Ok(Err(Kept { number: self.keep_relocation(relocation), moves, blocks }))
     }
 
-    /// A run, free or made so by moves that nobody has to be asked about; or moves that are begun.
-    fn begin_run(
-        &mut self,
-        (size, align, within, fit): (u128, u128, Window, Fit),
-        refused: &[u64],
-    ) -> Result<Result<u64, Kept>, Error> {
-        match self.alloc_run(size, align, within, fit) {
+    fn begin_run(&mut self, run: Run, call: Call) -> Result<Begun<u64>, Error> {
+        let Run { size, align, within, fit } = run;
+        match self.space.alloc_run(size, align, within, fit) {
             Err(Error::OutOfSpace { .. }) => {}
-            done => return done.map(Ok),
+            done => return done.map(Begun::Done),
         }
-        let mut relocation = Some((**self).begin_run(size, align, within, refused)?);
-        if let Some(kept) = self.keep_or_make(&mut relocation)? {
-            return Ok(Err(kept));
+        let begun = self.space.begin_run(size, align, within, call)?;
+        match self.make_or_keep(begun)? {
+            Ok(mut made) => {
+                let start = self.space.finish_run(&mut made)?;
+                Ok(Begun::Done(start.expect("nobody came between")))
+            }
+            Err(kept) => Ok(Begun::Asking(kept)),
         }
-        let start = self.finish_run(relocation.as_mut().expect("it is not kept"))?;
-        Ok(Ok(start.expect("nobody came between")))
     }
 
-    /// Describes a run that was just allocated, if it was.
-    fn describe_run(
+    fn begin_blocks(
         &mut self,
-        start: Result<Option<u64>, Error>,
-        named: Named,
-        align: u128,
-    ) -> Result<Option<u64>, Error> {
-        match start {
-            Ok(Some(start)) => {
-                let starts = || std::iter::once(start);
-                self.describe(starts, named, Some(align)).map(|()| Some(start))
+        blocks: Blocks,
+        call: Call,
+    ) -> Result<Begun<(usize, Vec<Move>)>, Error> {
+        let Blocks { size, count, within, budget } = blocks;
+        let begun = self.space.begin_compaction(size, count, within, budget, call)?;
+        match self.make_or_keep(begun)? {
+            Ok(mut made) => {
+                let blocks = self.space.finish_compaction(&mut made);
+                Ok(Begun::Done((blocks, made.moves().to_vec())))
             }
-            other => {
-                self.put_aside(named);
-                other
-            }
+            Err(kept) => Ok(Begun::Asking(kept)),
+        }
+    }
+
+    /// Describes a run that was just allocated.
+    fn describe_run(&mut self, start: u64, named: Named, align: u128) -> Result<u64, Error> {
+        self.describe(|| std::iter::once(start), named, Some(align)).map(|()| start)
+    }
+
+    fn give_up_kept(&mut self, number: u64) {
+        if let Some(mut kept) = self.take_relocation(number) {
+            self.space.give_up(&mut kept);
         }
     }
 }
 
-/// Allocates a run, or begins to make room for it.
-pub fn begin_run(
+/// How an owner is asked.
+enum Asked {
+    /// It has no say, or is not there.
+    Content,
+    /// It cannot be asked, and so has not agreed.
+    Mute,
+    By(Py<PyAny>),
+}
+
+/// What was refused: the kind, the owner and the size.
+type Refused = (Option<Py<Kind>>, Option<Py<PyAny>>, u128);
+
+/// One call that moves things, and what it knows.
+struct Mover<'a, 'py> {
+    space: &'a Bound<'py, Space>,
+    call: Call,
+    /// The moves made, in order, and what asks the owner of each.
+    made: Vec<(Moved, Option<Py<PyAny>>)>,
+    refused: Vec<Refused>,
+    /// Owners by where they are, which they stay as long as they are here.
+    owners: HashMap<usize, (Py<PyAny>, Asked)>,
+    /// Rounds since something was refused.
+    rounds: u32,
+}
+
+impl<'a, 'py> Mover<'a, 'py> {
+    fn new(space: &'a Bound<'py, Space>) -> PyResult<Self> {
+        let call = space.get().shared.brief(space.py(), |state| Ok(state.begin_call()))?;
+        let (made, refused, owners) = (Vec::new(), Vec::new(), HashMap::new());
+        Ok(Mover { space, call, made, refused, owners, rounds: 0 })
+    }
+
+    fn py(&self) -> Python<'py> {
+        self.space.py()
+    }
+
+    fn long<T: Send>(
+        &self,
+        act: impl FnOnce(&mut State) -> Result<T, Error> + Send,
+    ) -> PyResult<T> {
+        self.space.get().shared.long(self.py(), act)
+    }
+
+    fn brief<T: Send>(
+        &self,
+        act: impl FnOnce(&mut State) -> Result<T, Error> + Send,
+    ) -> PyResult<T> {
+        self.space.get().shared.brief(self.py(), act)
+    }
+
+    /// Makes the moves that are under way, until one is refused: first those whose owners are asked.
+    fn empty(&mut self, kept: &Kept) -> PyResult<()> {
+        self.rounds += 1;
+        let py = self.py();
+        let owners: Vec<(usize, Option<Py<PyAny>>)> =
+            self.space.get().shared.attached(py, |state| {
+                let all = kept.moves.iter().enumerate();
+                // What cannot be moved now is not looked at: its owner's number may be another's.
+                Ok(all
+                    .filter(|&(at, _)| state.can_move(kept.number, at))
+                    .map(|(at, it)| (at, state.objects(py, it.label).1))
+                    .collect())
+            })?;
+        let mut unasked = Vec::new();
+        for (at, owner) in owners {
+            let asked = match owner {
+                Some(owner) => self.asked(owner)?,
+                None => Asked::Content,
+            };
+            let agreed = match asked {
+                Asked::Content => {
+                    unasked.push(at);
+                    true
+                }
+                Asked::Mute => {
+                    self.refuse(kept, at, None)?;
+                    false
+                }
+                Asked::By(handler) => self.ask(kept, at, handler)?,
+            };
+            if !agreed {
+                self.rounds = 0;
+                return Ok(());
+            }
+        }
+        let number = kept.number;
+        let moved = self.long(move |state| {
+            // One that is not made, for whatever reason, shows when it is finished.
+            let made = |&at: &usize| matches!(state.make_kept(number, at), Ok(Made::Moved));
+            Ok(unasked.into_iter().filter(made).collect::<Vec<_>>())
+        })?;
+        let moves = moved.into_iter().map(|at| (moved_of(&kept.moves[at]), None));
+        self.made.extend(moves);
+        Ok(())
+    }
+
+    /// How an owner is asked.
+    fn asked(&mut self, owner: Py<PyAny>) -> PyResult<Asked> {
+        let py = self.py();
+        let pointer = owner.as_ptr() as usize;
+        if let Some((_, asked)) = self.owners.get(&pointer) {
+            return Ok(match asked {
+                Asked::Content => Asked::Content,
+                Asked::Mute => Asked::Mute,
+                Asked::By(handler) => Asked::By(handler.clone_ref(py)),
+            });
+        }
+        let found = match owner.bind(py).getattr_opt(pyo3::intern!(py, "on_relocate")) {
+            Ok(Some(handler)) if !handler.is_none() => Asked::By(handler.unbind()),
+            Ok(_) => Asked::Content,
+            Err(error) => {
+                report(py, error, owner.bind(py))?;
+                Asked::Mute
+            }
+        };
+        self.owners.insert(pointer, (owner.clone_ref(py), found));
+        self.asked(owner)
+    }
+
+    /// Asks the owner of what is to move, and makes the move; false if it is refused.
+    fn ask(&mut self, kept: &Kept, at: usize, handler: Py<PyAny>) -> PyResult<bool> {
+        let py = self.py();
+        let (number, it) = (kept.number, kept.moves[at]);
+        let shared = &self.space.get().shared;
+        let found = shared.attached(py, |state| {
+            if state.can_move(number, at) {
+                return Descriptor::new(py, shared, state, it.old, it.size).map(Ok);
+            }
+            // It was freed, pinned or cut since.
+            Ok(Err(state.is_gone(number, at)))
+        })?;
+        let descriptor = match found {
+            Ok(descriptor) => Py::new(py, descriptor)?,
+            Err(true) => return Ok(true),
+            Err(false) => {
+                self.refuse(kept, at, None)?;
+                return Ok(false);
+            }
+        };
+        if !accept(py, &handler, it.old, it.new, &descriptor)? {
+            self.refuse(kept, at, Some(&descriptor))?;
+            return Ok(false);
+        }
+        // Nothing comes between the answer and the move but other threads.
+        match self.brief(move |state| state.make_kept(number, at)) {
+            Ok(Made::Moved) => {
+                self.made.push((moved_of(&it), Some(handler)));
+                Ok(true)
+            }
+            Ok(Made::Gone) => Ok(true),
+            // Its owner has agreed, and has to know that it is where it was.
+            Ok(Made::Stays) => {
+                accept(py, &handler, it.new, it.old, &descriptor)?;
+                self.refuse(kept, at, None)?;
+                Ok(false)
+            }
+            Err(error) => {
+                accept(py, &handler, it.new, it.old, &descriptor)?;
+                Err(error)
+            }
+        }
+    }
+
+    /// What a move is of is not moved in this call; it is told of if its owner has said so.
+    fn refuse(&mut self, kept: &Kept, at: usize, told: Option<&Py<Descriptor>>) -> PyResult<()> {
+        let number = kept.number;
+        self.brief(move |state| state.refuse_kept(number, at))?;
+        if let Some(descriptor) = told {
+            let (kind, owner) = descriptor.get().objects(self.py());
+            self.refused.push((kind, owner, kept.moves[at].size));
+        }
+        Ok(())
+    }
+
+    /// Moves everything back, the last first, as far as the owners agree and there is room.
+    fn take_back(&mut self) {
+        let py = self.py();
+        let call = self.call;
+        for ((old, new, size), handler) in std::mem::take(&mut self.made).into_iter().rev() {
+            let shared = &self.space.get().shared;
+            let begun = shared.attached(py, |state| {
+                let Ok(back) = state.space.begin_back(call, old, new) else { return Ok(None) };
+                let descriptor = Descriptor::new(py, shared, state, new, size)?;
+                Ok(Some((state.keep_relocation(back), descriptor)))
+            });
+            let Ok(Some((number, descriptor))) = begun else { continue };
+            let Ok(descriptor) = Py::new(py, descriptor) else { continue };
+            // An interrupt is no agreement; the call fails anyway.
+            let agreed = handler
+                .as_ref()
+                .is_none_or(|handler| accept(py, handler, new, old, &descriptor).unwrap_or(false));
+            let made = if agreed {
+                self.brief(move |state| state.make_kept(number, 0))
+            } else {
+                Ok(Made::Gone)
+            };
+            if let (Ok(Made::Stays), Some(handler)) = (made, &handler) {
+                let _ = accept(py, handler, old, new, &descriptor);
+            }
+            let _ = self.brief(move |state| {
+                state.give_up_kept(number);
+                Ok(())
+            });
+        }
+    }
+
+    /// Gives up what is under way, and forgets the call.
+    fn end(&mut self, under_way: Option<u64>) {
+        let call = self.call;
+        let _ = self.long(move |state| {
+            if let Some(number) = under_way {
+                state.give_up_kept(number);
+            }
+            state.forget_call(call);
+            Ok(())
+        });
+    }
+}
+
+fn moved_of(it: &Move) -> Moved {
+    (it.old, it.new, it.size)
+}
+
+/// Whether an owner agrees to a move. What it raises, and an answer that is none, is reported and a
+/// refusal; but an interrupt is passed on.
+fn accept(
+    py: Python<'_>,
+    handler: &Py<PyAny>,
+    old: u64,
+    new: u64,
+    descriptor: &Py<Descriptor>,
+) -> PyResult<bool> {
+    let answer = MOVE.import(py, "potad.relocation", "Move").and_then(|make| {
+        let it = make.call1((old, new, descriptor.clone_ref(py)))?;
+        handler.bind(py).call1((it,))
+    });
+    let answer = answer.and_then(|answer| {
+        // Truth values of Python and of NumPy, and nothing else.
+        answer.extract::<bool>().map_err(|_| {
+            let what = describe(&answer);
+            PyTypeError::new_err(format!("on_relocate must return True or False, not {what}"))
+        })
+    });
+    match answer {
+        Ok(answer) => Ok(answer),
+        Err(error) => report(py, error, handler.bind(py)).map(|()| false),
+    }
+}
+
+/// Passes what an owner raised to `sys.unraisablehook`, as the cause of a `PotadError`; or to the caller
+/// if it is no plain error, such as an interrupt.
+fn report(py: Python<'_>, error: PyErr, of: &Bound<'_, PyAny>) -> PyResult<()> {
+    if !error.is_instance_of::<PyException>(py) {
+        return Err(error);
+    }
+    let value = error.value(py);
+    let reported = REPORTED.import(py, "potad.relocation", "reported");
+    match reported.and_then(|reported| reported.call1((value,))) {
+        Ok(reported) => PyErr::from_value(reported).write_unraisable(py, Some(of)),
+        Err(_) => error.write_unraisable(py, Some(of)),
+    }
+    Ok(())
+}
+
+/// Allocates a run; if none is free, by moving what is in the way.
+pub fn alloc_run(
     space: &Bound<'_, Space>,
-    request: Request,
-    refused: Vec<u64>,
+    run: Run,
     kind: Option<&Bound<'_, Kind>>,
     owner: Option<&Bound<'_, PyAny>>,
-) -> PyResult<Begun<u64>> {
-    let Request::Run { size, align, within, fit } = request else { return Err(other_request()) };
-    let py = space.py();
-    let named = Named::new(kind, owner);
-    let begun = space.get().shared.long(py, |state| {
-        let begun = state.begin_run((size, align, within, fit), &refused);
-        Ok(match begun {
-            Ok(Ok(start)) => state
-                .describe_run(Ok(Some(start)), named, align)
-                .map(|start| Ok(start.expect("it is described"))),
+) -> PyResult<u64> {
+    let mut mover = Mover::new(space)?;
+    let mut under_way = None;
+    let done = alloc_run_by(&mut mover, run, kind, owner, &mut under_way);
+    if done.is_err() {
+        mover.give_up(&mut under_way);
+        mover.take_back();
+    }
+    mover.end(under_way);
+    done
+}
+
+fn alloc_run_by(
+    mover: &mut Mover<'_, '_>,
+    run: Run,
+    kind: Option<&Bound<'_, Kind>>,
+    owner: Option<&Bound<'_, PyAny>>,
+    under_way: &mut Option<u64>,
+) -> PyResult<u64> {
+    let call = mover.call;
+    loop {
+        let named = Named::new(kind, owner);
+        let begun = mover.long(move |state| match state.begin_run(run, call) {
+            Ok(Begun::Done(start)) => {
+                let described = state.describe_run(start, named, run.align);
+                Ok(described.map(Begun::Done))
+            }
             other => {
                 state.put_aside(named);
-                other
+                Ok(other)
             }
-        })
-    })?;
-    match begun {
-        Ok(Ok(start)) => Ok(Begun::Done(start)),
-        Ok(Err(kept)) => Ok(Begun::Moving(Relocation::new(space, request, kept))),
-        Err(error) => Err(no_room(space, error, within, refused)),
+        })?;
+        let kept = match begun {
+            Ok(Begun::Done(start)) => return Ok(start),
+            Ok(Begun::Asking(kept)) => kept,
+            Err(error) => return Err(no_room(mover.space, error, run.within, &mover.refused)),
+        };
+        let number = kept.number;
+        *under_way = Some(number);
+        mover.empty(&kept)?;
+        let named = Named::new(kind, owner);
+        let start = mover.long(move |state| {
+            let start = match state.take_relocation(number) {
+                Some(mut kept) => state.space.finish_run(&mut kept),
+                None => Ok(None),
+            };
+            match start {
+                Ok(Some(start)) => state.describe_run(start, named, run.align).map(Some),
+                other => {
+                    state.put_aside(named);
+                    other
+                }
+            }
+        })?;
+        *under_way = None;
+        if let Some(start) = start {
+            return Ok(start);
+        }
+        if mover.rounds > ROUNDS_MAX {
+            let error = mover.long(move |state| Ok(state.no_run(run.size, run.align)))?;
+            return Err(no_room(mover.space, error, run.within, &mover.refused));
+        }
     }
 }
 
-/// Makes free blocks, or begins to. How many there are, and the moves that were made.
-pub fn begin_compaction(
-    space: &Bound<'_, Space>,
-    request: Request,
-    budget: u128,
-    refused: Vec<u64>,
-) -> PyResult<Begun<(usize, Vec<Move>)>> {
-    let Request::Blocks { size, count, within } = request else { return Err(other_request()) };
-    let begun = space.get().shared.long(space.py(), |state| {
-        let begun = (**state).begin_compaction(size, count, within, budget, &refused)?;
-        let mut relocation = Some(begun);
-        if let Some(kept) = state.keep_or_make(&mut relocation)? {
-            return Ok(Err(kept));
+/// Makes free blocks: how many of those that are wanted there are, and what was moved.
+pub fn compact(space: &Bound<'_, Space>, blocks: Blocks) -> PyResult<(usize, Vec<Moved>)> {
+    let mut mover = Mover::new(space)?;
+    let mut under_way = None;
+    let done = compact_by(&mut mover, blocks, &mut under_way);
+    mover.end(under_way);
+    let (blocks, rest) = done?;
+    let made = mover.made.into_iter().map(|(moved, _)| moved);
+    Ok((blocks, made.chain(rest).collect()))
+}
+
+fn compact_by(
+    mover: &mut Mover<'_, '_>,
+    blocks: Blocks,
+    under_way: &mut Option<u64>,
+) -> PyResult<(usize, Vec<Moved>)> {
+    let call = mover.call;
+    loop {
+        let spent: u128 = mover.made.iter().map(|((_, _, size), _)| size).sum();
+        let blocks = Blocks { budget: blocks.budget.saturating_sub(spent), ..blocks };
+        let kept = match mover.long(move |state| state.begin_blocks(blocks, call))? {
+            Begun::Done((blocks, moves)) => {
+                return Ok((blocks, moves.iter().map(moved_of).collect()));
+            }
+            Begun::Asking(kept) => kept,
+        };
+        let number = kept.number;
+        *under_way = Some(number);
+        mover.empty(&kept)?;
+        let found = mover.long(move |state| {
+            let kept = state.take_relocation(number);
+            Ok(kept.map_or(0, |mut kept| state.space.finish_compaction(&mut kept)))
+        })?;
+        *under_way = None;
+        if mover.rounds > 0 && (found >= kept.blocks || mover.rounds > ROUNDS_MAX) {
+            return Ok((found, Vec::new()));
         }
-        let mut relocation = relocation.expect("it is not kept");
-        let blocks = state.finish_compaction(&mut relocation);
-        Ok(Ok((blocks, relocation.moves().to_vec())))
-    })?;
-    Ok(match begun {
-        Ok(done) => Begun::Done(done),
-        Err(kept) => Begun::Moving(Relocation::new(space, request, kept)),
-    })
+    }
+}
+
+impl Mover<'_, '_> {
+    /// Gives up what is under way.
+    fn give_up(&mut self, under_way: &mut Option<u64>) {
+        if let Some(number) = under_way.take() {
+            let _ = self.long(move |state| {
+                state.give_up_kept(number);
+                Ok(())
+            });
+        }
+    }
 }
 
 /// The exception for a run that cannot be had even by moving: it says what is in the way.
-pub fn no_room(space: &Bound<'_, Space>, error: Error, within: Window, refused: Vec<u64>) -> PyErr {
+pub fn no_room(
+    space: &Bound<'_, Space>,
+    error: Error,
+    within: Window,
+    refused: &[Refused],
+) -> PyErr {
     let py = space.py();
     let message = error.to_string();
     let Error::OutOfSpace { requested, available, largest, reason, .. } = error else {
         return errors::exception(py, error);
     };
-    let rows = space.get().shared.attached(py, |state| {
-        let obstacles = state.obstacles(within)?.into_iter();
-        let row = |it: Obstacle| (state.objects(py, it.label), it.pinned, it.count, it.size);
-        let rows: Vec<_> = obstacles.map(row).collect();
-        let refused = refused.iter().filter_map(|&start| state.lookup(start)).map(|it| it.size);
-        Ok((rows, refused.collect::<Vec<u128>>()))
+    let shared = &space.get().shared;
+    let rows = shared.long(py, |state| state.obstacles(within)).and_then(|obstacles| {
+        shared.attached(py, |state| {
+            let row =
+                |it: potad::Obstacle| (state.objects(py, it.label), it.why, it.count, it.size);
+            Ok(obstacles.into_iter().map(row).collect::<Vec<_>>())
+        })
     });
-    let made = rows.and_then(|(rows, refused)| {
+    let made = rows.and_then(|rows| {
+        let why = |why| match why {
+            potad::Why::Unmovable => "unmovable",
+            potad::Why::Pinned => "pinned",
+            potad::Why::Moving => "moving",
+        };
         let rows: Vec<_> = rows
             .into_iter()
-            .map(|((kind, owner), pinned, count, size)| (kind, owner, pinned, count, size))
+            .map(|((kind, owner), it, count, size)| (kind, owner, why(it), count, size))
+            .collect();
+        let refused: Vec<_> = refused
+            .iter()
+            .map(|(kind, owner, size)| (kind.as_ref(), owner.as_ref(), "refused", 1, *size))
             .collect();
         let make = NO_ROOM.import(py, "potad.relocation", "no_room")?;
         make.call1((message, requested, available, largest, reason.as_str(), rows, refused))
@@ -182,220 +553,7 @@ pub fn no_room(space: &Bound<'_, Space>, error: Error, within: Window, refused: 
     made.map_or_else(|error| error, PyErr::from_value)
 }
 
-/// A run is asked for of what makes blocks, or blocks of what makes a run.
-#[cold]
-fn other_request() -> PyErr {
-    PyTypeError::new_err("these moves are for something else")
-}
-
-impl Relocation {
-    fn new(space: &Bound<'_, Space>, request: Request, (number, moves, blocks): Kept) -> Self {
-        Relocation { space: space.clone().unbind(), request, number, moves, blocks }
-    }
-
-    /// A move by its number.
-    fn it(&self, at: usize) -> PyResult<Move> {
-        let message = || format!("there are {} moves, and no number {at}", self.moves.len());
-        self.moves.get(at).copied().ok_or_else(|| PyIndexError::new_err(message()))
-    }
-}
-
-impl Drop for Relocation {
-    fn drop(&mut self) {
-        Python::attach(|py| self.give_up(py));
-    }
-}
-
-#[pymethods]
-impl Relocation {
-    /// The moves, each with its old and new address and its size.
-    #[getter]
-    fn moves<'py>(&self, py: Python<'py>) -> Vec<(u64, u64, Bound<'py, PyInt>)> {
-        self.moves.iter().map(|it| (it.old, it.new, integer(py, it.size))).collect()
-    }
-
-    /// How many free blocks there are when all moves are made.
-    #[getter]
-    fn blocks(&self) -> usize {
-        self.blocks
-    }
-
-    /// Numbers of the moves of allocations that have an owner, and the owners.
-    fn owners(&self, py: Python<'_>) -> PyResult<Vec<(usize, Py<PyAny>)>> {
-        self.space.get().shared.attached(py, |state| {
-            let mut known: HashMap<u32, Option<Py<PyAny>>> = HashMap::new();
-            let mut owners = Vec::new();
-            for (at, it) in self.moves.iter().enumerate() {
-                let number = it.label.owner;
-                // The number is another owner's if all that this one had was freed meanwhile.
-                if !state
-                    .with_relocation(self.number, |space, kept| space.can_move(kept, at))
-                    .unwrap_or(false)
-                {
-                    continue;
-                }
-                let owner = known.entry(number).or_insert_with(|| state.objects(py, it.label).1);
-                if let Some(owner) = owner {
-                    owners.push((at, owner.clone_ref(py)));
-                }
-            }
-            Ok(owners)
-        })
-    }
-
-    /// The descriptor of what a move is of; None where that cannot be moved any more.
-    fn descriptor(&self, py: Python<'_>, at: usize) -> PyResult<Option<Descriptor>> {
-        let shared = &self.space.get().shared;
-        let Move { old, size, .. } = self.it(at)?;
-        shared.attached(py, |state| {
-            let can = state.with_relocation(self.number, |space, kept| space.can_move(kept, at));
-            let can = can.unwrap_or(false);
-            can.then(|| Descriptor::new(py, shared, state, old, size)).transpose()
-        })
-    }
-
-    /// Makes one move: "moved", or "gone" if the allocation was freed, or "stays" if it was pinned or
-    /// cut.
-    fn make(&self, py: Python<'_>, at: usize) -> PyResult<&'static str> {
-        self.it(at)?;
-        let number = self.number;
-        let made = self.space.get().shared.brief(py, |state| {
-            let made = state.with_relocation(number, |space, kept| space.make_move(kept, at));
-            made.unwrap_or(Ok(Made::Stays))
-        })?;
-        Ok(match made {
-            Made::Moved => "moved",
-            Made::Gone => "gone",
-            Made::Stays => "stays",
-        })
-    }
-
-    /// Makes all moves but some, by their numbers; the numbers of those that were made.
-    fn make_rest(&self, py: Python<'_>, but: Vec<usize>) -> PyResult<Vec<usize>> {
-        let (number, mut rest) = (self.number, vec![true; self.moves.len()]);
-        for at in but {
-            self.it(at)?;
-            rest[at] = false;
-        }
-        self.space.get().shared.long(py, move |state| {
-            let made = state.with_relocation(number, |space, kept| {
-                let numbers = (0..rest.len()).filter(|&at| rest[at]);
-                // One that is not made, for whatever reason, shows when it is finished.
-                let made = |&at: &usize| matches!(space.make_move(kept, at), Ok(Made::Moved));
-                numbers.filter(made).collect()
-            });
-            Ok(made.unwrap_or_default())
-        })
-    }
-
-    /// The run, if its window is empty now: allocated, with a kind and an owner; otherwise None, and the
-    /// moves are given up.
-    #[pyo3(signature = (kind = None, owner = None))]
-    fn finish_run(
-        &self,
-        py: Python<'_>,
-        kind: Option<&Bound<'_, Kind>>,
-        owner: Option<&Bound<'_, PyAny>>,
-    ) -> PyResult<Option<u64>> {
-        let Request::Run { align, .. } = self.request else { return Ok(None) };
-        let (number, named) = (self.number, Named::new(kind, owner));
-        self.space.get().shared.long(py, move |state| {
-            let start = match state.take_relocation(number) {
-                Some(mut kept) => state.finish_run(&mut kept),
-                None => Ok(None),
-            };
-            state.describe_run(start, named, align)
-        })
-    }
-
-    /// How many free blocks there are of those that are wanted. The moves are over.
-    fn finish_compaction(&self, py: Python<'_>) -> PyResult<usize> {
-        let number = self.number;
-        self.space.get().shared.long(py, move |state| {
-            let kept = state.take_relocation(number);
-            Ok(kept.map_or(0, |mut kept| state.finish_compaction(&mut kept)))
-        })
-    }
-
-    /// Gives the moves up that were not made.
-    fn give_up(&self, py: Python<'_>) {
-        let number = self.number;
-        // An error is only possible where the space is of no further use.
-        let _ = self.space.get().shared.long(py, move |state| {
-            if let Some(mut kept) = state.take_relocation(number) {
-                state.give_up(&mut kept);
-            }
-            Ok(())
-        });
-    }
-
-    /// Tries the same run again, without moving what lies at some addresses: its start, or moves.
-    #[pyo3(signature = (refused, kind = None, owner = None))]
-    fn run_again<'py>(
-        &self,
-        py: Python<'py>,
-        refused: Vec<u64>,
-        kind: Option<&Bound<'py, Kind>>,
-        owner: Option<&Bound<'py, PyAny>>,
-    ) -> PyResult<Bound<'py, PyAny>> {
-        match begin_run(self.space.bind(py), self.request, refused, kind, owner)? {
-            Begun::Done(start) => Ok(integer(py, start.into()).into_any()),
-            Begun::Moving(relocation) => Ok(Bound::new(py, relocation)?.into_any()),
-        }
-    }
-
-    /// Tries to make the same blocks again, with what is left of the budget, without moving what lies at
-    /// some addresses: how many there are and what was moved, or moves.
-    fn blocks_again<'py>(
-        &self,
-        py: Python<'py>,
-        budget: &Bound<'py, PyAny>,
-        refused: Vec<u64>,
-    ) -> PyResult<Bound<'py, PyAny>> {
-        let budget = convert::size("budget", budget)?;
-        match begin_compaction(self.space.bind(py), self.request, budget, refused)? {
-            Begun::Done((blocks, moves)) => {
-                Ok((blocks, addresses(py, &moves)).into_pyobject(py)?.into_any())
-            }
-            Begun::Moving(relocation) => Ok(Bound::new(py, relocation)?.into_any()),
-        }
-    }
-
-    /// Begins a single move, such as one back; None where it cannot be made.
-    #[pyo3(signature = (from_, to))]
-    fn begin_move(&self, py: Python<'_>, from_: u64, to: u64) -> PyResult<Option<Relocation>> {
-        let space = self.space.bind(py);
-        let kept = space.get().shared.brief(py, |state| {
-            let Ok(begun) = (**state).begin_move(from_, to) else { return Ok(None) };
-            let moves = begun.moves().to_vec();
-            Ok(Some((state.keep_relocation(begun), moves, 0)))
-        })?;
-        Ok(kept.map(|kept| Relocation::new(space, self.request, kept)))
-    }
-
-    /// The error for a run that others were always faster than.
-    fn no_room(&self, py: Python<'_>, refused: Vec<u64>) -> PyErr {
-        let Request::Run { size, align, within, .. } = self.request else { return other_request() };
-        let error = self.space.get().shared.long(py, |state| Ok(state.no_run(size, align)));
-        match error {
-            Ok(error) => no_room(self.space.bind(py), error, within, refused),
-            Err(error) => error,
-        }
-    }
-
-    fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
-        visit.call(&self.space)
-    }
-}
-
-/// Old and new address and size of each move.
-pub fn addresses<'py>(py: Python<'py>, moves: &[Move]) -> Vec<(u64, u64, Bound<'py, PyInt>)> {
-    moves.iter().map(|it| (it.old, it.new, integer(py, it.size))).collect()
-}
-
-/// Tells `sys.unraisablehook` of an error of an owner's.
-#[pyfunction]
-pub fn _report_unraisable(error: Bound<'_, PyAny>, owner: &Bound<'_, PyAny>) {
-    let py = error.py();
-    PyErr::from_value(error).write_unraisable(py, Some(owner));
+/// What was moved, as Python has it.
+pub fn addresses<'py>(py: Python<'py>, moved: &[Moved]) -> Vec<(u64, u64, Bound<'py, PyInt>)> {
+    moved.iter().map(|&(old, new, size)| (old, new, integer(py, size))).collect()
 }

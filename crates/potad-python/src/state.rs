@@ -7,13 +7,15 @@
 
 use std::collections::HashMap;
 use std::ops::{Deref, DerefMut};
+use std::sync::Arc;
 use std::thread::{self, ThreadId};
 
 use pyo3::prelude::*;
 use pyo3::{PyTraverseError, PyVisit};
 
-use potad::{Described, Error, Label, Relocation, Space};
+use potad::{Described, Error, Label, Made, Obstacle, Relocation, Space, Why};
 
+use crate::arena::{Memory, Place};
 use crate::kind::Kind;
 use crate::trash::drop_all;
 
@@ -42,16 +44,27 @@ impl Named {
     }
 }
 
+/// What an owner's number stands for. A buffer has a number of its own, whoever its owner is, if it has
+/// one: so it is known when it is freed or moved, by whatever call.
+pub struct Owner {
+    object: Option<Py<PyAny>>,
+    buffer: Option<Arc<Place>>,
+}
+
 pub struct State {
-    space: Space,
+    pub(crate) space: Space,
     /// By the core's number, less one.
     kinds: Vec<(Py<Kind>, potad::Kind)>,
     kind_numbers: HashMap<usize, usize>,
     /// By the core's number, less one; none where a number is not in use.
-    owners: Vec<Option<Py<PyAny>>>,
+    owners: Vec<Option<Owner>>,
     owner_numbers: HashMap<usize, u32>,
     unused: Vec<u32>,
     gone: Vec<Py<PyAny>>,
+    /// Numbers of owners without an allocation, while they are looked at.
+    released: Vec<u32>,
+    /// The memory behind the space, if it is an arena's.
+    pub memory: Option<Memory>,
     /// The kind that was asked for last, by its object.
     last_kind: (usize, Option<potad::Kind>),
     /// Moves under way, by number, and the thread that makes them.
@@ -83,6 +96,8 @@ impl State {
             owner_numbers: HashMap::new(),
             unused: Vec::new(),
             gone: Vec::new(),
+            released: Vec::new(),
+            memory: None,
             last_kind: (0, None),
             relocations: HashMap::new(),
             relocations_begun: 0,
@@ -115,19 +130,112 @@ impl State {
     /// These references.
     #[inline(never)]
     pub fn take_gone(&mut self) -> Vec<Py<PyAny>> {
-        for number in self.space.take_released() {
-            self.forget(number);
-        }
+        let mut released = std::mem::take(&mut self.released);
+        self.space.take_released(|number| released.push(number));
+        released.drain(..).for_each(|number| self.forget(number));
+        self.released = released;
         std::mem::take(&mut self.gone)
     }
 
     /// An owner has no allocation any more.
     fn forget(&mut self, number: u32) {
-        if let Some(owner) = self.owners[number as usize - 1].take() {
-            self.owner_numbers.remove(&(owner.as_ptr() as usize));
-            self.unused.push(number);
-            self.gone.push(owner);
+        let Some(owner) = self.owners[number as usize - 1].take() else { return };
+        self.unused.push(number);
+        match (owner.buffer, &owner.object) {
+            (Some(place), _) => place.leave(),
+            (None, Some(object)) => {
+                self.owner_numbers.remove(&(object.as_ptr() as usize));
+            }
+            (None, None) => {}
         }
+        self.gone.extend(owner.object);
+    }
+
+    /// A number that is not in use, for an owner.
+    fn new_owner(&mut self, owner: Owner) -> u32 {
+        let number = self.unused.pop().unwrap_or_else(|| {
+            self.owners.push(None);
+            self.owners.len() as u32
+        });
+        self.owners[number as usize - 1] = Some(owner);
+        number
+    }
+
+    /// What the number of an owner stands for.
+    fn owner(&self, number: u32) -> Option<&Owner> {
+        self.owners.get((number as usize).checked_sub(1)?)?.as_ref()
+    }
+
+    /// Whether an owner's number stands for somebody who may be asked.
+    fn has_owner(&self, number: u32) -> bool {
+        self.owner(number).is_some_and(|owner| owner.object.is_some())
+    }
+
+    /// Where the buffer is that has a number, if it is a buffer's.
+    pub fn place(&self, number: u32) -> Option<&Arc<Place>> {
+        self.owner(number)?.buffer.as_ref()
+    }
+
+    /// Gives an allocation that has a kind and no owner a number of its own, as a buffer. If it cannot be,
+    /// the allocation is freed.
+    pub fn make_buffer(
+        &mut self,
+        address: u64,
+        object: Option<Py<PyAny>>,
+        place: &Arc<Place>,
+    ) -> Result<(), Error> {
+        place.enter(address);
+        let number = self.new_owner(Owner { object, buffer: Some(place.clone()) });
+        self.space.set_owner(address, number).inspect_err(|_| {
+            self.forget(number);
+            self.space.free(address).expect("it was just allocated");
+        })
+    }
+
+    // ---- moves -----------------------------------------------------------------------------
+
+    /// Makes a move, with what the memory holds, if there is any.
+    fn make_one(&mut self, relocation: &mut Relocation, at: usize) -> Result<Made, Error> {
+        let it = relocation.moves()[at];
+        if let Some(memory) = &self.memory
+            && self.space.can_move(relocation, at)
+        {
+            memory.mapping.copy(it.old, it.new, it.size as usize);
+        }
+        let made = self.space.make_move(relocation, at)?;
+        if made == Made::Moved
+            && let Some(place) = self.place(it.label.owner)
+        {
+            place.enter(it.new);
+        }
+        Ok(made)
+    }
+
+    /// Makes all moves of a relocation that nobody has had the time to disturb, or none.
+    fn make_all(&mut self, relocation: &mut Relocation) -> Result<(), Error> {
+        for at in 0..relocation.moves().len() {
+            if let Err(error) = self.make_one(relocation, at) {
+                self.space.give_up(relocation);
+                for done in relocation.moves()[..at].iter().copied().rev() {
+                    // Where it was has just been left, and nobody came between.
+                    if let Ok(mut back) = self.space.begin_move(done.new, done.old) {
+                        let _ = self.make_one(&mut back, 0);
+                        self.space.give_up(&mut back);
+                    }
+                }
+                return Err(error);
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes moves at once if nobody has to be asked about any; whether they are made.
+    pub fn make_unasked(&mut self, relocation: &mut Relocation) -> Result<bool, Error> {
+        if relocation.moves().iter().any(|it| self.has_owner(it.label.owner)) {
+            return Ok(false);
+        }
+        relocation.leave_call();
+        self.make_all(relocation).map(|()| true)
     }
 
     /// The core's number of a kind, which becomes known to the space if it was not.
@@ -156,17 +264,19 @@ impl State {
             self.gone.push(owner);
             return (number, false);
         }
-        let number = self.unused.pop().unwrap_or_else(|| {
-            self.owners.push(None);
-            self.owners.len() as u32
-        });
-        self.owners[number as usize - 1] = Some(owner);
+        let number = self.new_owner(Owner { object: Some(owner), buffer: None });
         self.owner_numbers.insert(pointer, number);
         (number, true)
     }
 
-    /// The core's number of an owner that has an allocation.
-    pub fn known_owner(&self, owner: usize) -> Option<u32> {
+    /// The live allocations of an owner, ascending by start.
+    pub fn owned_by(&self, owner: usize) -> Vec<Described> {
+        let is = |it: &Owner| it.object.as_ref().is_some_and(|it| it.as_ptr() as usize == owner);
+        self.space.of_owners(|number| self.owner(number).is_some_and(is))
+    }
+
+    /// The core's number of an owner that has an allocation, but for buffers.
+    fn known_owner(&self, owner: usize) -> Option<u32> {
         self.owner_numbers.get(&owner).copied()
     }
 
@@ -239,9 +349,37 @@ impl State {
         let kind = label.kind.map(|kind| self.kinds[kind.index() - 1].0.clone_ref(py));
         let owner = match label.owner {
             0 => None,
-            number => self.owners[number as usize - 1].as_ref().map(|owner| owner.clone_ref(py)),
+            number => self.owner(number).and_then(|owner| owner.object.as_ref()),
         };
+        let owner = owner.map(|owner| owner.clone_ref(py));
         (kind, owner)
+    }
+
+    /// What a label's allocations are told together by: the kind, and the owner's object.
+    fn sort(&self, label: Label) -> (usize, usize) {
+        let owner = self.owner(label.owner).and_then(|owner| owner.object.as_ref());
+        let kind = label.kind.map_or(0, |kind| kind.index());
+        (kind, owner.map_or(0, |owner| owner.as_ptr() as usize))
+    }
+
+    /// How many live allocations there are of each kind and owner, and how much they come to, most
+    /// first.
+    pub fn tally(&self) -> Vec<(Label, u64, u128)> {
+        let rows = self.space.tally().into_iter();
+        let rows = rows.map(|(label, count, size)| ((self.sort(label), None), label, count, size));
+        let merged = merge(rows).into_iter();
+        merged.map(|(_, label, count, size)| (label, count, size)).collect()
+    }
+
+    /// What is in the way of a run, by kind and owner, most first.
+    pub fn obstacles(&self, within: potad::Window) -> Result<Vec<Obstacle>, Error> {
+        let rows = self.space.obstacles(within)?.into_iter();
+        let rows =
+            rows.map(|it| ((self.sort(it.label), Some(it.why)), it.label, it.count, it.size));
+        let merged = merge(rows).into_iter().filter_map(|((_, why), label, count, size)| {
+            Some(Obstacle { label, why: why?, count, size })
+        });
+        Ok(merged.collect())
     }
 
     /// Everything that is known of an allocation, and whether some of it is retired.
@@ -254,6 +392,40 @@ impl State {
         self.gone.extend(named.into_objects());
     }
 
+    /// The same of one reference.
+    pub fn put_aside_object(&mut self, object: Option<Py<PyAny>>) {
+        self.gone.extend(object);
+    }
+
+    /// The core's number of a kind, which is known to the space from now on.
+    pub fn learn(&mut self, kind: Py<Kind>) -> Result<potad::Kind, Error> {
+        self.kind_number(kind)
+    }
+
+    // ---- memory ----------------------------------------------------------------------------
+
+    /// Gives memory back to the system if enough of it has become free.
+    #[inline(always)]
+    pub fn settle_memory(&mut self) {
+        if let Some(memory) = &mut self.memory {
+            memory.settle(&mut self.space);
+        }
+    }
+
+    /// Gives back all free memory that is worth it.
+    pub fn trim(&mut self) {
+        if let Some(memory) = &mut self.memory {
+            memory.trim(&mut self.space);
+        }
+    }
+
+    /// What memory is compacted to free pieces of.
+    pub fn piece(&self) -> u64 {
+        self.memory.as_ref().map_or(0, |memory| memory.piece())
+    }
+
+    // ---- moves under way -------------------------------------------------------------------
+
     /// Keeps moves that this thread has begun; their number.
     pub fn keep_relocation(&mut self, relocation: Relocation) -> u64 {
         self.relocations_begun += 1;
@@ -261,14 +433,34 @@ impl State {
         self.relocations_begun
     }
 
-    /// Does something with moves that are under way; `None` if they are not any more.
-    pub fn with_relocation<T>(
-        &mut self,
-        number: u64,
-        act: impl FnOnce(&mut Space, &mut Relocation) -> T,
-    ) -> Option<T> {
-        let (_, relocation) = self.relocations.get_mut(&number)?;
-        Some(act(&mut self.space, relocation))
+    /// Whether a move could be made, by the number of what is under way and its own.
+    pub fn can_move(&self, number: u64, at: usize) -> bool {
+        let kept = self.relocations.get(&number);
+        kept.is_some_and(|(_, relocation)| self.space.can_move(relocation, at))
+    }
+
+    /// Makes one of the moves that are under way; it stays if they are not any more.
+    pub fn make_kept(&mut self, number: u64, at: usize) -> Result<Made, Error> {
+        let Some((thread, mut relocation)) = self.relocations.remove(&number) else {
+            return Ok(Made::Stays);
+        };
+        let made = self.make_one(&mut relocation, at);
+        self.relocations.insert(number, (thread, relocation));
+        made
+    }
+
+    /// Whether what a move is of was freed; then the move is over.
+    pub fn is_gone(&mut self, number: u64, at: usize) -> bool {
+        let kept = self.relocations.get_mut(&number);
+        kept.is_some_and(|(_, relocation)| self.space.is_gone(relocation, at))
+    }
+
+    /// One of the moves that are under way is not wanted.
+    pub fn refuse_kept(&mut self, number: u64, at: usize) -> Result<(), Error> {
+        match self.relocations.get(&number) {
+            Some((_, relocation)) => self.space.refuse(relocation, at),
+            None => Ok(()),
+        }
     }
 
     /// Takes moves that are under way, to finish them or give them up.
@@ -292,7 +484,7 @@ impl State {
     /// For the garbage collector.
     pub fn traverse(&self, visit: &PyVisit<'_>) -> Result<(), PyTraverseError> {
         for owner in self.owners.iter().flatten() {
-            visit.call(owner)?;
+            visit.call(&owner.object)?;
         }
         for (kind, _) in &self.kinds {
             visit.call(kind)?;
@@ -303,7 +495,7 @@ impl State {
     /// Owners, of a space that nobody can reach any more.
     pub fn clear(&mut self) -> Vec<Py<PyAny>> {
         self.owner_numbers.clear();
-        self.owners.iter_mut().filter_map(Option::take).collect()
+        self.owners.iter_mut().flatten().filter_map(|owner| owner.object.take()).collect()
     }
 }
 
@@ -311,4 +503,24 @@ impl Drop for State {
     fn drop(&mut self) {
         drop_all(self.clear());
     }
+}
+
+type Row = (((usize, usize), Option<Why>), Label, u64, u128);
+
+/// Adds up the rows that are of one sort, most first: buffers have numbers of their own.
+fn merge(rows: impl Iterator<Item = Row>) -> Vec<Row> {
+    let mut merged: Vec<Row> = Vec::new();
+    let mut places = HashMap::new();
+    for row in rows {
+        let at = *places.entry(row.0).or_insert(merged.len());
+        match merged.get_mut(at) {
+            Some((_, _, count, size)) => {
+                *count += row.2;
+                *size += row.3;
+            }
+            None => merged.push(row),
+        }
+    }
+    merged.sort_by_key(|&(_, _, count, size)| std::cmp::Reverse((size, count)));
+    merged
 }

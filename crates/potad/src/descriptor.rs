@@ -116,6 +116,9 @@ pub(crate) struct Descriptors {
     moving: HashMap<u64, (u64, bool)>,
     /// Homes of moves that were begun and neither made nor given up.
     kept_homes: u64,
+    /// What calls that move things know of allocations, by their first granules: it goes where they go,
+    /// and with them. At most one mark for each call.
+    marks: HashMap<u64, Vec<(u64, Mark)>>,
     /// Alignments that are no powers of two, by the first granules of movable allocations.
     odd_aligns: HashMap<u64, u128>,
     looks: HashMap<u32, Looks>,
@@ -142,6 +145,7 @@ impl Descriptors {
             loose: Loose::default(),
             moving: HashMap::new(),
             kept_homes: 0,
+            marks: HashMap::new(),
             odd_aligns: HashMap::new(),
             looks: HashMap::new(),
             owners: Vec::new(),
@@ -343,14 +347,8 @@ impl Descriptors {
     #[inline]
     fn add_fixed(&mut self, start: u64, label: Label) -> Result<u32, Error> {
         self.ensure_table(1)?;
+        self.ensure_owner(label.owner)?;
         let owner = label.owner as usize;
-        if owner >= self.owners.len() {
-            let more = owner + 1 - self.owners.len();
-            if self.owners.try_reserve(more).is_err() {
-                return Err(no_memory(more * size_of::<u64>()));
-            }
-            self.owners.resize(owner + 1, 0);
-        }
         let id = self.take_slot(label.kind.unwrap_or(Kind::NONE))?;
         self.owners[owner] += (owner != 0) as u64;
         let chunk = &mut self.chunks[(id / SLOTS) as usize];
@@ -360,6 +358,25 @@ impl Descriptors {
         self.insert(id, start);
         self.live += 1;
         Ok(id)
+    }
+
+    /// Gives a descriptor without an owner one. Room for its number must have been ensured.
+    pub(crate) fn set_owner(&mut self, id: u32, owner: u32) {
+        self.owners[owner as usize] += 1;
+        self.chunks[(id / SLOTS) as usize].owners[(id % SLOTS) as usize] = owner;
+    }
+
+    /// Makes sure that an owner can be counted.
+    pub(crate) fn ensure_owner(&mut self, owner: u32) -> Result<(), Error> {
+        let owner = owner as usize;
+        if owner >= self.owners.len() {
+            let more = owner + 1 - self.owners.len();
+            if self.owners.try_reserve(more).is_err() {
+                return Err(no_memory(more * size_of::<u64>()));
+            }
+            self.owners.resize(owner + 1, 0);
+        }
+        Ok(())
     }
 
     /// Gives the allocation that starts at `to` the same descriptor as that at `from` has, with a
@@ -399,6 +416,9 @@ impl Descriptors {
         if !self.moving.is_empty() {
             self.moving.remove(&start);
         }
+        if !self.marks.is_empty() {
+            self.marks.remove(&start);
+        }
         let (chunk, slot) = self.chunk(id);
         if chunk.aligns[slot] == ODD {
             self.odd_aligns.remove(&start);
@@ -423,9 +443,8 @@ impl Descriptors {
             .map(|entry| entry - 1)
     }
 
-    /// Owners that have lost their last allocation since this was last asked.
-    pub(crate) fn take_released(&mut self) -> Vec<u32> {
-        let mut gone = Vec::new();
+    /// Calls `gone` with each owner that has lost its last allocation since this was last asked.
+    pub(crate) fn take_released(&mut self, mut gone: impl FnMut(u32)) {
         while self.released != 0 {
             let id = self.released - 1;
             self.released = self.start(id) as u32;
@@ -435,10 +454,9 @@ impl Descriptors {
             let count = &mut self.owners[owner as usize];
             *count -= 1;
             if *count == 0 {
-                gone.push(owner);
+                gone(owner);
             }
         }
-        gone
     }
 
     pub(crate) fn has_released(&self) -> bool {
@@ -603,6 +621,9 @@ impl Descriptors {
         {
             *whole = false;
         }
+        if !self.marks.is_empty() {
+            self.marks.remove(&start);
+        }
     }
 
     /// Makes a move that is ready: the descriptor is that of the allocation at `to` from now on. Never
@@ -620,7 +641,46 @@ impl Descriptors {
         if let Some(align) = odd {
             self.odd_aligns.insert(to, align);
         }
+        if let Some(marks) = self.marks.remove(&from) {
+            self.marks.insert(to, marks);
+        }
         self.loose.set(to, true);
+    }
+
+    // ---- what calls know of allocations ----------------------------------------------------
+
+    /// Makes sure that the allocation that starts at a granule can be marked.
+    pub(crate) fn ensure_mark(&mut self, start: u64) -> Result<(), Error> {
+        self.marks.try_reserve(1).map_err(|_| no_memory(32))?;
+        self.marks.entry(start).or_default().try_reserve(1).map_err(|_| no_memory(16))
+    }
+
+    /// Marks the allocation that starts at a granule for a call, in place of what that had marked it as.
+    /// Room must have been ensured.
+    pub(crate) fn mark(&mut self, start: u64, call: u64, mark: Mark) {
+        let marks = self.marks.entry(start).or_default();
+        marks.retain(|&(of, _)| of != call);
+        marks.push((call, mark));
+    }
+
+    /// What a call has marked the allocation that starts at a granule as.
+    pub(crate) fn marked(&self, start: u64, call: u64) -> Option<Mark> {
+        let marks = self.marks.get(&start)?;
+        marks.iter().find(|&&(of, _)| of == call).map(|&(_, mark)| mark)
+    }
+
+    /// First granules of the allocations that a call has marked as refused.
+    pub(crate) fn refused(&self, call: u64) -> impl Iterator<Item = u64> + '_ {
+        let refused = move |marks: &Vec<_>| marks.contains(&(call, Mark::Refused));
+        self.marks.iter().filter(move |(_, marks)| refused(marks)).map(|(&start, _)| start)
+    }
+
+    /// Takes away all marks of a call, and room that was not used.
+    pub(crate) fn forget_marks(&mut self, call: u64) {
+        self.marks.retain(|_, marks| {
+            marks.retain(|&(of, _)| of != call);
+            !marks.is_empty()
+        });
     }
 
     /// Holds the allocation that starts at a granule. Room must have been ensured.
@@ -644,6 +704,7 @@ impl Descriptors {
             + self.pins.len() * 16
             + self.loose.bytes()
             + self.moving.len() * 24
+            + self.marks.len() * 48
             + self.odd_aligns.len() * 24
             + self.looks.len() * 16
     }
@@ -725,11 +786,23 @@ impl Descriptors {
                 self.odd_aligns.len()
             ));
         }
+        if let Some(start) = self.marks.keys().find(|&&start| !self.is_movable_at(start)) {
+            return corrupt(format!("granule {start} is marked, but nothing movable"));
+        }
         match self.moving.keys().find(|&&start| !self.is_movable_at(start)) {
             Some(start) => corrupt(format!("granule {start} is moving, but nothing movable")),
             None => Ok(()),
         }
     }
+}
+
+/// What a call that moves things knows of an allocation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Mark {
+    /// It has moved it there.
+    Moved,
+    /// It is not to be moved.
+    Refused,
 }
 
 /// How a move that is under way stands.

@@ -69,4 +69,6 @@ pub use error::{Error, Reason};
 pub use probe::{NoProbe, Probe};
 pub use record::Record;
 pub use run::Fit;
-pub use space::{Described, Descriptor, Made, Move, Obstacle, Relocation, Space, Window};
+pub use space::{
+    Call, Described, Descriptor, Made, Move, Obstacle, Relocation, Space, Why, Window,
+};

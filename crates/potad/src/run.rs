@@ -145,7 +145,7 @@ impl<P: Probe> Tree<P> {
     }
 
     /// First position of the free range that `position` lies in, or `position` if it is not free.
-    fn free_from(&self, position: u64) -> u64 {
+    pub(crate) fn free_from(&self, position: u64) -> u64 {
         self.previous_occupied(position).map_or(0, |occupied| occupied + 1)
     }
 }

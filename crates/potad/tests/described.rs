@@ -173,7 +173,8 @@ impl Pair {
             _ => {
                 let live: BTreeSet<u32> =
                     self.live.values().map(|known| known.label.owner).collect();
-                let mut gone = self.space.take_released();
+                let mut gone = Vec::new();
+                self.space.take_released(|owner| gone.push(owner));
                 gone.sort_unstable();
                 let expected: Vec<u32> = self.owners.difference(&live).copied().collect();
                 assert_eq!(gone, expected);
@@ -228,7 +229,7 @@ fn descriptors_beside_the_model() {
             pair.space.free(start).expect("it is allocated");
             pair.gone(start);
         }
-        pair.space.take_released();
+        pair.space.take_released(|_| ());
         pair.compare(&mut random);
         for look in pair.looks {
             assert_eq!(bytes_of(&look.record), look.bytes);

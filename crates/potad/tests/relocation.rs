@@ -6,7 +6,7 @@ mod common;
 use std::collections::BTreeMap;
 
 use common::random::Random;
-use potad::{Error, Fit, Kind, Label, Made, Move, Reason, Space};
+use potad::{Error, Fit, Kind, Label, Made, Move, Reason, Relocation, Space, Why, Window};
 
 /// What a granule, or an allocation, is to a run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -328,10 +328,16 @@ fn four_blocks() -> (Space, Kind, [u64; 4]) {
 
 const LOW: Option<(u64, u128)> = Some((0, 16));
 
+/// Begins to make room for a block of a size, in a call of its own.
+fn begin(space: &mut Space, size: u128, within: Window) -> Result<Relocation, Error> {
+    let call = space.begin_call();
+    space.begin_run(size, size, within, call)
+}
+
 #[test]
 fn between_the_moves_everything_is_a_whole_state() {
     let (mut space, _, blocks) = four_blocks();
-    let mut relocation = space.begin_run(16, 16, LOW, &[]).expect("there is room");
+    let mut relocation = begin(&mut space, 16, LOW).expect("there is room");
     assert_eq!((relocation.moves().len(), relocation.size()), (4, 16));
     assert_eq!(relocation.windows(), [(0, 16)]);
     for (number, block) in blocks.into_iter().enumerate() {
@@ -357,7 +363,7 @@ fn between_the_moves_everything_is_a_whole_state() {
 #[test]
 fn whoever_is_to_move_may_be_freed_pinned_or_cut_meanwhile() {
     let (mut space, kind, blocks) = four_blocks();
-    let mut relocation = space.begin_run(16, 16, LOW, &[]).expect("there is room");
+    let mut relocation = begin(&mut space, 16, LOW).expect("there is room");
     let number =
         |at: u64| relocation.moves().iter().position(|it| it.old == at).expect("it is moved");
     let [freed, pinned, cut, moved] = blocks.map(number);
@@ -387,10 +393,10 @@ fn whoever_is_to_move_may_be_freed_pinned_or_cut_meanwhile() {
 #[test]
 fn a_move_that_is_under_way_is_not_made_by_another() {
     let (mut space, ..) = four_blocks();
-    let mut first = space.begin_run(4, 4, Some((0, 4)), &[]).expect("there is room");
-    assert!(space.begin_run(4, 4, Some((0, 4)), &[]).is_err());
+    let mut first = begin(&mut space, 4, Some((0, 4))).expect("there is room");
+    assert!(begin(&mut space, 4, Some((0, 4))).is_err());
     assert!(matches!(space.begin_move(0, 20), Err(Error::Argument { name: "from", .. })));
-    let mut second = space.begin_run(8, 8, Some((4, 16)), &[]).expect("there is room");
+    let mut second = begin(&mut space, 8, Some((4, 16))).expect("there is room");
     assert_eq!(second.windows(), [(8, 8)]);
     space.check().expect("the space is consistent");
     space.give_up(&mut first);
@@ -402,13 +408,13 @@ fn a_move_that_is_under_way_is_not_made_by_another() {
 #[test]
 fn a_window_or_home_whose_memory_fails_is_not_used() {
     let (mut space, ..) = four_blocks();
-    let mut relocation = space.begin_run(4, 4, Some((0, 4)), &[]).expect("there is room");
+    let mut relocation = begin(&mut space, 4, Some((0, 4))).expect("there is room");
     let home = relocation.moves()[0].new;
     space.retire(home + 1, 1).expect("it is in the space");
     assert_eq!(space.make_move(&mut relocation, 0), Ok(Made::Stays));
     space.give_up(&mut relocation);
     space.check().expect("the space is consistent");
-    let mut relocation = space.begin_run(4, 4, Some((0, 4)), &[]).expect("there is room");
+    let mut relocation = begin(&mut space, 4, Some((0, 4))).expect("there is room");
     assert_eq!(space.make_move(&mut relocation, 0), Ok(Made::Moved));
     space.retire(3, 1).expect("it is in the space");
     assert_eq!(space.finish_run(&mut relocation), Ok(None));
@@ -423,10 +429,60 @@ fn a_window_or_home_whose_memory_fails_is_not_used() {
 #[test]
 fn what_is_refused_stays_and_the_next_best_window_is_taken() {
     let (mut space, ..) = four_blocks();
-    let mut given = space.begin_run(4, 4, LOW, &[0, 4]).expect("there is room");
-    assert_eq!(given.windows(), [(8, 4)]);
-    space.give_up(&mut given);
-    assert!(space.begin_run(4, 4, LOW, &[0, 4, 8, 12]).is_err());
+    let (call, other) = (space.begin_call(), space.begin_call());
+    for expected in [0, 4, 8, 12] {
+        let mut relocation = space.begin_run(4, 4, LOW, call).expect("there is room");
+        assert_eq!(relocation.windows(), [(expected, 4)]);
+        space.refuse(&relocation, 0).expect("it takes no memory to speak of");
+        space.give_up(&mut relocation);
+        space.check().expect("the space is consistent");
+    }
+    assert!(space.begin_run(4, 4, LOW, call).is_err());
+    // Another call knows nothing of it, and moves one: that is refused by the first still.
+    let mut relocation = space.begin_run(4, 4, LOW, other).expect("there is room");
+    assert_eq!(space.make_move(&mut relocation, 0), Ok(Made::Moved));
+    let new = relocation.moves()[0].new;
+    space.give_up(&mut relocation);
+    assert_eq!(space.free(0), Err(Error::NotAllocated { address: 0, inside: None }));
+    assert!(space.begin_run(4, 4, Some((new, new as u128 + 4)), call).is_err());
+    // What comes in the place of something that was refused was not.
+    space.free(4).expect("it is allocated");
+    space.alloc_at(4, 4).expect("it is free");
+    let kind = space.lookup_described(8).expect("it is live").label.kind;
+    space.describe(4, Label { kind, owner: 0 }, 4).expect("it has none");
+    let mut relocation = space.begin_run(4, 4, Some((4, 8)), call).expect("there is room");
+    space.give_up(&mut relocation);
+    space.forget_call(call);
+    space.forget_call(other);
+    space.check().expect("the space is consistent");
+    let mut relocation = space.begin_run(4, 4, Some((8, 12)), call).expect("there is room");
+    space.give_up(&mut relocation);
+}
+
+#[test]
+fn only_what_a_call_has_moved_is_moved_back() {
+    let (mut space, kind, _) = four_blocks();
+    let (call, other) = (space.begin_call(), space.begin_call());
+    let move_one = |space: &mut Space| {
+        let mut relocation = space.begin_run(4, 4, LOW, call).expect("there is room");
+        assert_eq!(space.make_move(&mut relocation, 0), Ok(Made::Moved));
+        let it = relocation.moves()[0];
+        space.give_up(&mut relocation);
+        it
+    };
+    let it = move_one(&mut space);
+    assert!(space.begin_back(other, it.old, it.new).is_err(), "another call has not");
+    let mut back = space.begin_back(call, it.old, it.new).expect("it is there");
+    assert_eq!(space.make_move(&mut back, 0), Ok(Made::Moved));
+    space.give_up(&mut back);
+    assert!(space.begin_back(call, it.old, it.new).is_err(), "it is not there");
+    // Something else in its place is not it.
+    let it = move_one(&mut space);
+    space.free(it.new).expect("it is allocated");
+    space.alloc_at(it.new, 4).expect("it is free");
+    space.describe(it.new, Label { kind: Some(kind), owner: 1 }, 4).expect("it has none");
+    assert!(space.begin_back(call, it.old, it.new).is_err());
+    space.forget_call(call);
     space.check().expect("the space is consistent");
 }
 
@@ -460,7 +516,13 @@ fn what_is_in_the_way_can_be_told() {
         [(1, 32), (1, 4)]
     );
     assert_eq!(obstacles[1].label, Label { kind: Some(kind), owner: 2 });
-    assert_eq!(obstacles.iter().map(|it| it.pinned).collect::<Vec<_>>(), [false, true]);
+    let whys = obstacles.iter().map(|it| it.why).collect::<Vec<_>>();
+    assert_eq!(whys, [Why::Unmovable, Why::Pinned]);
+    space.unpin(4).expect("it is pinned");
+    let mut relocation = begin(&mut space, 16, LOW).expect("there is room");
+    let obstacles = space.obstacles(LOW).expect("a window");
+    assert!(obstacles.iter().all(|it| it.why == Why::Moving && it.size == 4), "{obstacles:?}");
+    space.give_up(&mut relocation);
 }
 
 #[test]
@@ -515,6 +577,31 @@ fn compaction_brings_blocks_back_for_the_fewest_bytes() {
         let all = |at: &u64| (*at..at + size).all(|granule| model.is_free(granule));
         assert!((0..512).step_by(size as usize).filter(all).count() >= blocks);
     }
+}
+
+#[test]
+fn blocks_that_are_free_count_and_others_are_made_beside_them() {
+    let mut space = Space::new(0, 128, 1).expect("a space");
+    let kind = space.add_kind(0, true).expect("a kind");
+    for at in (0..64).step_by(2) {
+        space.alloc_at(at, 1).expect("it is free");
+        space.describe(at, Label { kind: Some(kind), owner: 0 }, 1).expect("it has none");
+    }
+    let blocks = |space: &mut Space, count| {
+        let planned =
+            space.plan_compaction(16, count, None, 1 << 64).expect("no memory to speak of");
+        (planned.0, planned.1.len())
+    };
+    assert_eq!(blocks(&mut space, 3), (3, 0));
+    assert_eq!(blocks(&mut space, 5), (5, 8));
+    assert_eq!(blocks(&mut space, 6), (6, 16));
+    assert_eq!(blocks(&mut space, usize::MAX), (6, 16));
+    assert_eq!(space.compact(16, 6, None, 1 << 64, |_| {}), Ok(6));
+    assert_eq!(space.free_blocks().iter().map(|&(size, n)| size as u64 / 16 * n).sum::<u64>(), 6);
+    space.check().expect("the space is consistent");
+    let mut all = Space::new(0, 1 << 64, 1).expect("a space");
+    assert_eq!(all.compact(1 << 64, 3, None, 0, |_| {}), Ok(1));
+    assert_eq!(all.compact(1, usize::MAX, None, 0, |_| {}), Ok(usize::MAX));
 }
 
 /// The cheapest window of a space, by adding up: where it starts and what it costs.

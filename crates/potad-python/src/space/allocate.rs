@@ -5,11 +5,10 @@ use pyo3::prelude::*;
 use pyo3::types::{PyInt, PyList};
 
 use super::Space;
-use super::relocate::alloc_run_moving;
 use crate::arrays;
 use crate::convert::{self, Given, integer};
 use crate::kind::Kind;
-use crate::relocation::Request;
+use crate::relocation::{self, Run};
 use crate::state::Named;
 
 #[pymethods]
@@ -92,17 +91,20 @@ impl Space {
     ///
     /// Takes time in proportion to the free blocks of at least about half the size that have to
     /// be looked at, however many smaller holes there are; with "aligned" most often one. To relocate
-    /// takes a microsecond or two besides for each 10,000 granules of the space and for each allocation
-    /// that is moved, and what their owners do.
+    /// takes a microsecond besides for each 10,000 granules of the space and for each allocation that is
+    /// moved, and what their owners do; more where many places have to be tried, since there is no room
+    /// elsewhere for what is in them.
     ///
     /// With `relocate`, of all places for the run the one is emptied from which the fewest address units
     /// have to be moved. An allocation may be moved if its kind is movable, it is not pinned, and its
     /// owner, where that has a method `on_relocate(move)`, returns True. It is asked with the space
     /// unlocked, and has whatever lies at `move.old` copied to `move.new`; besides there are `move.size`,
-    /// `kind`, `owner` and `record`. Once it has agreed the allocation is at its new address, with its
-    /// record and its owner. If it refuses, another place is taken. Blocks keep their alignment, and runs
-    /// the one they were asked for with. All or nothing: if the run cannot be had in the end, what was
-    /// moved is moved back, its owners being asked again.
+    /// `kind`, `owner` and `record`. Then the allocation is at its new address, with its record and its
+    /// owner; only if it was pinned or cut meanwhile it stays, and the owner is asked about the way back.
+    /// If an owner refuses, or raises, which is told to `sys.unraisablehook`, another place is taken.
+    /// Blocks keep their alignment, and runs the one they were asked for with. If the run cannot be had
+    /// in the end, what was moved is moved back, its owners being asked again: one that refuses that, and
+    /// what somebody else has taken the old place of, stays.
     ///
     /// >>> import potad
     /// >>> space = potad.Space(16 * 4096)
@@ -148,7 +150,7 @@ impl Space {
         let within = convert::window(within)?;
         let fit = fit.fit()?;
         if relocate.flag("relocate")? {
-            return alloc_run_moving(this, Request::Run { size, align, within, fit }, kind, owner);
+            return relocation::alloc_run(this, Run { size, align, within, fit }, kind, owner);
         }
         let alloc = move |space: &mut potad::Space| space.alloc_run(size, align, within, fit);
         let named = Named::new(kind, owner);

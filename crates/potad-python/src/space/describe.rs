@@ -76,7 +76,7 @@ impl Space {
     #[pyo3(signature = (address))]
     fn unpin(&self, py: Python<'_>, address: &Bound<'_, PyAny>) -> PyResult<u32> {
         let address = convert::address("address", address)?;
-        self.shared.brief(py, |space| space.unpin(address))
+        self.shared.brief(py, |state| state.unpin_for_caller(address))
     }
 
     /// A context in which the allocation that an address lies in is pinned.
@@ -281,8 +281,7 @@ impl Space {
     fn owned_by(&self, py: Python<'_>, owner: &Bound<'_, PyAny>) -> PyResult<Vec<Descriptor>> {
         let pointer = owner.as_ptr() as usize;
         self.shared.attached(py, |state| {
-            let found =
-                state.known_owner(pointer).map_or(Vec::new(), |owner| state.of_owner(owner));
+            let found = state.owned_by(pointer);
             let descriptor = |found: Described| {
                 Descriptor::new(py, &self.shared, state, found.start, found.size)
             };
@@ -353,6 +352,6 @@ impl Pinned {
         let Some(start) = entered else {
             return Err(PyRuntimeError::new_err("left a context that was not entered"));
         };
-        self.space.get().shared.brief(py, |space| space.unpin(start).map(drop))
+        self.space.get().shared.brief(py, |state| state.unpin_for_caller(start).map(drop))
     }
 }

@@ -3,32 +3,15 @@
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 
-use super::Space;
-use crate::convert::{self, Given, integer};
-use crate::descriptor::Descriptor;
-use crate::kind::Kind;
-use crate::relocation::{Begun, Request, addresses, begin_compaction, begin_run, no_room};
+use potad::Move;
 
-static GO_ON_WITH_RUN: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
-static GO_ON_WITH_BLOCKS: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
+use super::Space;
+use crate::convert::{self, Given};
+use crate::descriptor::Descriptor;
+use crate::relocation::{self, Blocks, addresses, no_room};
+
 static COMPACTION: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
 static PLAN: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
-
-/// A run, by moving what is in the way if none is free.
-pub fn alloc_run_moving(
-    space: &Bound<'_, Space>,
-    request: Request,
-    kind: Option<&Bound<'_, Kind>>,
-    owner: Option<&Bound<'_, PyAny>>,
-) -> PyResult<u64> {
-    match begin_run(space, request, Vec::new(), kind, owner)? {
-        Begun::Done(start) => Ok(start),
-        Begun::Moving(relocation) => {
-            let go_on = GO_ON_WITH_RUN.import(space.py(), "potad.relocation", "go_on_with_run")?;
-            go_on.call1((relocation, kind, owner))?.extract()
-        }
-    }
-}
 
 #[pymethods]
 impl Space {
@@ -78,18 +61,9 @@ impl Space {
         budget: Option<&Bound<'py, PyAny>>,
     ) -> PyResult<Bound<'py, PyAny>> {
         let py = this.py();
-        let (request, budget) = blocks(size, &count, within, budget)?;
-        match begin_compaction(this, request, budget, Vec::new())? {
-            Begun::Done((blocks, moves)) => {
-                let make = COMPACTION.import(py, "potad.relocation", "compaction")?;
-                make.call1((blocks, addresses(py, &moves)))
-            }
-            Begun::Moving(relocation) => {
-                let go_on =
-                    GO_ON_WITH_BLOCKS.import(py, "potad.relocation", "go_on_with_blocks")?;
-                go_on.call1((relocation, integer(py, budget)))
-            }
-        }
+        let (blocks, moved) = relocation::compact(this, blocks(size, &count, within, budget)?)?;
+        let make = COMPACTION.import(py, "potad.relocation", "compaction")?;
+        make.call1((blocks, addresses(py, &moved)))
     }
 
     /// What `alloc_run` with `relocate=True` would do as things stand, without doing it: where the run
@@ -138,20 +112,11 @@ impl Space {
         let within = convert::window(within)?;
         let fit = fit.fit()?;
         let shared = &this.get().shared;
-        let planned = shared.attached(py, |state| {
-            Ok(state.plan_run(size, align, within, fit).map(|(start, moves)| {
-                let planned = moves
-                    .into_iter()
-                    .map(|it| Ok((Descriptor::new(py, shared, state, it.old, it.size)?, it.new)));
-                planned.collect::<Result<Vec<_>, potad::Error>>().map(|moves| (start, moves))
-            }))
-        })?;
-        let (start, moves) = match planned {
-            Ok(Ok(planned)) => planned,
-            Ok(Err(error)) => return Err(crate::errors::exception(py, error)),
-            Err(error) => return Err(no_room(this, error, within, Vec::new())),
-        };
-        PLAN.import(py, "potad.relocation", "plan")?.call1((start, 1, moves))
+        let planned = shared.long(py, |state| Ok(state.plan_run(size, align, within, fit)))?;
+        match planned {
+            Ok((start, moves)) => plan(this, Some(start), 1, moves),
+            Err(error) => Err(no_room(this, error, within, &[])),
+        }
     }
 
     /// What `compact` would do as things stand, without doing it.
@@ -185,39 +150,52 @@ impl Space {
         text_signature = "($self, size, count=1, *, within=None, budget=None)"
     )]
     fn plan_compaction<'py>(
-        &self,
-        py: Python<'py>,
+        this: &Bound<'py, Self>,
         size: &Bound<'py, PyAny>,
         count: Given<'py>,
         within: Option<&Bound<'py, PyAny>>,
         budget: Option<&Bound<'py, PyAny>>,
     ) -> PyResult<Bound<'py, PyAny>> {
-        let (request, budget) = blocks(size, &count, within, budget)?;
-        let Request::Blocks { size, count, within } = request else {
-            unreachable!("what is asked for is blocks");
-        };
-        let (blocks, moves) = self.shared.attached(py, |state| {
-            let (blocks, moves) = state.plan_compaction(size, count, within, budget)?;
-            let planned = moves
-                .into_iter()
-                .map(|it| Ok((Descriptor::new(py, &self.shared, state, it.old, it.size)?, it.new)));
-            planned.collect::<Result<Vec<_>, potad::Error>>().map(|moves| (blocks, moves))
-        })?;
-        PLAN.import(py, "potad.relocation", "plan")?.call1((py.None(), blocks, moves))
+        let Blocks { size, count, within, budget } = blocks(size, &count, within, budget)?;
+        let shared = &this.get().shared;
+        let (blocks, moves) =
+            shared.long(this.py(), |state| state.plan_compaction(size, count, within, budget))?;
+        plan(this, None, blocks, moves)
     }
 }
 
-/// Blocks that are asked for, and the budget.
+/// A plan, as Python has it.
+fn plan<'py>(
+    space: &Bound<'py, Space>,
+    start: Option<u64>,
+    blocks: usize,
+    moves: Vec<Move>,
+) -> PyResult<Bound<'py, PyAny>> {
+    let (py, shared) = (space.py(), &space.get().shared);
+    let mut planned = Vec::new();
+    for it in moves {
+        // One by one, so that others get their turn; what was freed or cut since is left out.
+        let found = shared.attached(py, |state| {
+            let same = |found: &potad::Descriptor| (found.start, found.size) == (it.old, it.size);
+            let found = state.lookup(it.old).filter(same);
+            found.map(|_| Descriptor::new(py, shared, state, it.old, it.size)).transpose()
+        })?;
+        planned.extend(found.map(|descriptor| (descriptor, it.new)));
+    }
+    PLAN.import(py, "potad.relocation", "plan")?.call1((start, blocks, planned))
+}
+
+/// Blocks that are asked for.
 fn blocks(
     size: &Bound<'_, PyAny>,
     count: &Given<'_>,
     within: Option<&Bound<'_, PyAny>>,
     budget: Option<&Bound<'_, PyAny>>,
-) -> PyResult<(Request, u128)> {
+) -> PyResult<Blocks> {
     let size = convert::size("size", size)?;
     // More than a word can count is more than there can be.
     let count = usize::try_from(count.address("count")?.unwrap_or(1)).unwrap_or(usize::MAX);
     let within = convert::window(within)?;
     let budget = budget.map_or(Ok(1 << 64), |budget| convert::size("budget", budget))?;
-    Ok((Request::Blocks { size, count, within }, budget))
+    Ok(Blocks { size, count, within, budget })
 }

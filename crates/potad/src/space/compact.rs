@@ -1,13 +1,14 @@
 //! Compaction: free blocks of a size, made ahead of time by moving what is in the way.
 //!
-//! What is free of the size already counts, and is held. Of the rest the cheapest windows are chosen
-//! together and held before the first home is found, so that what leaves one does not settle in another.
-//! Where there is not room for what would have to leave a window, the next cheapest takes its place.
+//! What is free of the size already counts, and is kept from becoming anybody's home. Of the rest the
+//! cheapest windows are chosen together and held before the first home is found, so that what leaves one
+//! does not settle in another. Where there is not room for what would have to leave a window, the next
+//! cheapest takes its place.
 
 use std::collections::HashSet;
 
 use super::draft::Draft;
-use super::relocate::{Move, Relocation};
+use super::relocate::{Call, Move, Relocation};
 use super::{Space, Window};
 use crate::error::Error;
 use crate::pack;
@@ -16,10 +17,17 @@ use crate::run::Wanted;
 use crate::tree::State;
 use crate::window::Candidate;
 
+/// Blocks that are to be free.
+#[derive(Clone, Debug)]
+pub(super) struct Blocks {
+    wanted: Wanted,
+    count: u64,
+    /// Those that were free when it was begun.
+    pub(super) free: usize,
+}
+
 /// What is drafted so far.
 struct Drafted {
-    /// Blocks that are free as it is.
-    free: u64,
     windows: Vec<(u64, u64)>,
     holds: Vec<(u64, u64)>,
     homes: Vec<Draft>,
@@ -49,7 +57,7 @@ impl<P: Probe> Space<P> {
         budget: u128,
         mut moved: impl FnMut(&Move),
     ) -> Result<usize, Error> {
-        let mut relocation = self.begin_compaction(size, count, within, budget, &[])?;
+        let mut relocation = self.begin_compaction(size, count, within, budget, Call::NONE)?;
         self.make_moves(&mut relocation)?;
         let blocks = self.finish_compaction(&mut relocation);
         relocation.moves().iter().for_each(&mut moved);
@@ -64,13 +72,13 @@ impl<P: Probe> Space<P> {
         within: Window,
         budget: u128,
     ) -> Result<(usize, Vec<Move>), Error> {
-        let mut relocation = self.begin_compaction(size, count, within, budget, &[])?;
+        let mut relocation = self.begin_compaction(size, count, within, budget, Call::NONE)?;
         self.give_up(&mut relocation);
         Ok((relocation.blocks(), relocation.moves().to_vec()))
     }
 
-    /// Begins to make free blocks: chooses windows, and holds them, the new homes, and the blocks that are
-    /// free already. Allocations at `refused`, by their starts, are not moved.
+    /// Begins to make free blocks: chooses windows, and holds them and the new homes. What was refused in
+    /// the same call is not moved.
     ///
     /// Then make the moves, and [`finish_compaction`](Space::finish_compaction).
     pub fn begin_compaction(
@@ -79,13 +87,26 @@ impl<P: Probe> Space<P> {
         count: usize,
         within: Window,
         budget: u128,
-        refused: &[u64],
+        call: Call,
     ) -> Result<Relocation, Error> {
         let order = self.order("size", size)?;
         let window = self.window(within)?;
         self.tree.settle();
+        let (Some((first, last)), 0..64) = (window, order) else {
+            // The block of all 2^64 granules is free, or not to be had.
+            let mut relocation = self.begin_moves(&[], &[], &[], call)?;
+            let all = order == 64 && within.is_none() && self.tree.next_block(1 << 64, 0).is_some();
+            let wanted = Wanted { length: 1, align: 1, origin: 0, first: 0, last: 0 };
+            relocation.wanted =
+                Some(Blocks { wanted, count: 0, free: (all && count > 0) as usize });
+            return Ok(relocation);
+        };
+        let (length, align, origin) = (1u64 << order, 1 << order, self.origin);
+        let wanted = Wanted { length, align, origin, first, last };
+        // There is never room for more than what is free.
+        let most = (self.available() >> self.shift >> order).min(count as u128) as u64;
+        let mut free = Vec::new();
         let mut drafted = Drafted {
-            free: 0,
             windows: Vec::new(),
             holds: Vec::new(),
             homes: Vec::new(),
@@ -93,56 +114,78 @@ impl<P: Probe> Space<P> {
             cost: 0,
             steps: pack::STEPS,
         };
-        // A block of all 2^64 granules is free, or not to be had.
-        let (Some((first, last)), 0..64) = (window, order) else {
-            return self.begin_moves(&[], &[], &[]);
-        };
-        let (length, align, origin) = (1u64 << order, 1 << order, self.origin);
-        let wanted = Wanted { length, align, origin, first, last };
-        let done = self.draft_free(&wanted, count as u64, &mut drafted).and_then(|()| {
-            // There is never more room than what is free.
-            let most = (self.available() >> self.shift >> order).min(count as u128) as u64;
-            let missing = most.saturating_sub(drafted.free) as usize;
-            self.draft_windows(&wanted, missing, budget >> self.shift, refused, &mut drafted)
+        let done = self.draft_free(&wanted, count as u64, &mut free).and_then(|blocks| {
+            let missing = most.saturating_sub(blocks) as usize;
+            let limit = budget >> self.shift;
+            self.draft_windows(&wanted, missing, limit, call, &mut drafted).map(|()| blocks)
         });
-        let Drafted { free, mut windows, holds, homes, .. } = drafted;
+        // Nobody has made a home of what was free: from here on others may have it.
+        self.undo_draft(free.into_iter());
+        let Drafted { mut windows, holds, homes, .. } = drafted;
         windows.sort_unstable();
-        let mut begun = done.and_then(|()| self.begin_moves(&windows, &holds, &homes));
-        match &mut begun {
-            Ok(relocation) => relocation.free = free.min(count as u64) as usize,
-            Err(_) => self.undo_draft(homes.iter().map(Draft::home).chain(holds)),
+        let begun = done.and_then(|free| {
+            let mut begun = self.begin_moves(&windows, &holds, &homes, call)?;
+            begun.wanted = Some(Blocks { wanted, count: count as u64, free: free as usize });
+            Ok(begun)
+        });
+        if begun.is_err() {
+            self.undo_draft(homes.iter().map(Draft::home).chain(holds));
         }
         begun
     }
 
-    /// Holds the free blocks there are, as far as they are wanted.
+    /// Allocates the free blocks there are, as far as they are wanted: how many.
     fn draft_free(
         &mut self,
         wanted: &Wanted,
         count: u64,
-        drafted: &mut Drafted,
-    ) -> Result<(), Error> {
-        let &Wanted { length, align, first, last, .. } = wanted;
-        let mut stretch = match self.tree.state(first) {
-            State::Free => Some((first, self.tree.free_to(first))),
-            _ => self.next_free(wanted, Some(first)),
-        };
-        while let Some((from, to)) =
-            stretch.filter(|&(from, _)| from <= last && drafted.free < count)
+        drafted: &mut Vec<(u64, u64)>,
+    ) -> Result<u64, Error> {
+        let mut blocks = 0;
+        let mut from = Some(wanted.first);
+        while blocks < count
+            && let Some((first, some)) = self.free_from_on(wanted, from, count - blocks)
         {
-            if let Some(start) = wanted.start(from, to.min(last), align) {
-                let granules = (to.min(last) - start) as u128 + 1;
-                let most = (count - drafted.free) as u128;
-                let blocks = (granules / length as u128).min(most) as u64;
-                self.tree.ensure_detail(2)?;
-                let held = (start, start + (blocks * length - 1));
-                self.tree.occupy(held.0, held.1);
-                drafted.holds.push(held);
-                drafted.free += blocks;
-            }
-            stretch = self.next_free(wanted, to.checked_add(1));
+            let last = first + (some * wanted.length - 1);
+            self.tree.ensure_detail(2)?;
+            self.tree.occupy(first, last);
+            drafted.push((first, last));
+            blocks += some;
+            from = last.checked_add(1);
         }
-        Ok(())
+        Ok(blocks)
+    }
+
+    /// How many of the wanted blocks are free now.
+    fn count_free(&mut self, wanted: &Wanted, count: u64) -> u64 {
+        self.tree.settle();
+        let mut blocks = 0;
+        let mut from = Some(wanted.first);
+        while blocks < count
+            && let Some((first, some)) = self.free_from_on(wanted, from, count - blocks)
+        {
+            blocks += some;
+            from = (first + (some * wanted.length - 1)).checked_add(1);
+        }
+        blocks
+    }
+
+    /// The next wanted blocks in a row that are free, from a position on: where they start and how many
+    /// they are, at most so many.
+    fn free_from_on(&self, wanted: &Wanted, from: Option<u64>, most: u64) -> Option<(u64, u64)> {
+        let mut from = from.filter(|&from| from <= wanted.last)?;
+        loop {
+            let (first, last) = match self.tree.state(from) {
+                State::Free => (from, self.tree.free_to(from)),
+                _ => self.next_free(wanted, Some(from)).filter(|it| it.0 <= wanted.last)?,
+            };
+            let last = last.min(wanted.last);
+            if let Some(start) = wanted.start(first, last, wanted.align) {
+                let blocks = ((last - start) as u128 + 1) / wanted.length as u128;
+                return Some((start, blocks.min(most as u128) as u64));
+            }
+            from = last.checked_add(1)?;
+        }
     }
 
     /// The next free stretch from a position on that has a block of the length.
@@ -157,7 +200,7 @@ impl<P: Probe> Space<P> {
         wanted: &Wanted,
         count: usize,
         limit: u128,
-        refused: &[u64],
+        call: Call,
         drafted: &mut Drafted,
     ) -> Result<(), Error> {
         let mut tries = count.saturating_mul(TRIES_FACTOR).max(TRIES_MIN);
@@ -166,7 +209,7 @@ impl<P: Probe> Space<P> {
         while drafted.windows.len() < count && tries > 0 {
             let missing = (count - drafted.windows.len()).min(tries);
             let window = (wanted.first, wanted.last);
-            let candidates = self.cheapest(wanted, window, refused, after, true, missing);
+            let candidates = self.cheapest(wanted, window, call, after, true, missing);
             tries -= candidates.len();
             after = candidates.last().copied();
             let all = candidates.len() == missing;
@@ -221,8 +264,18 @@ impl<P: Probe> Space<P> {
 
     /// Ends a compaction: how many free blocks there are now of those that were wanted.
     pub fn finish_compaction(&mut self, relocation: &mut Relocation) -> usize {
-        let blocks = relocation.free + self.emptied(relocation);
         self.give_up(relocation);
-        blocks
+        match &relocation.wanted {
+            Some(Blocks { count: 0, free, .. }) => *free,
+            Some(Blocks { wanted, count, .. }) => {
+                // Positions may be others than when it was begun.
+                let Wanted { length, align, origin, first, last } = *wanted;
+                let first = (origin + first).saturating_sub(self.origin);
+                let last = (origin + last).saturating_sub(self.origin).min(self.last);
+                let wanted = Wanted { length, align, origin: self.origin, first, last };
+                self.count_free(&wanted, *count) as usize
+            }
+            None => 0,
+        }
     }
 }

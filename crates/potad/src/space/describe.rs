@@ -138,7 +138,12 @@ impl<P: Probe> Space<P> {
 
     /// All live allocations of an owner, ascending by start.
     pub fn of_owner(&self, owner: u32) -> Vec<Described> {
-        self.all_described(|descriptors, id| descriptors.label(id).owner == owner)
+        self.of_owners(|it| it == owner)
+    }
+
+    /// All live allocations of some owners, ascending by start.
+    pub fn of_owners(&self, wanted: impl Fn(u32) -> bool) -> Vec<Described> {
+        self.all_described(|descriptors, id| wanted(descriptors.label(id).owner))
     }
 
     /// How many live allocations there are of each kind and owner, and how much they come to, most
@@ -195,11 +200,28 @@ impl<P: Probe> Space<P> {
         }
     }
 
-    /// Owners that have lost their last allocation since this was last called.
+    /// Calls `gone` with each owner that has lost its last allocation since this was last called.
     ///
     /// What was kept for allocations with owners is not used again before this is called.
-    pub fn take_released(&mut self) -> Vec<u32> {
-        self.descriptors.as_mut().map_or(Vec::new(), |descriptors| descriptors.take_released())
+    pub fn take_released(&mut self, gone: impl FnMut(u32)) {
+        if let Some(descriptors) = &mut self.descriptors {
+            descriptors.take_released(gone);
+        }
+    }
+
+    /// Gives the allocation that starts at `address`, which has a kind and no owner, an owner.
+    pub fn set_owner(&mut self, address: u64, owner: u32) -> Result<(), Error> {
+        self.start_of(address)?;
+        let granule = self.granule_at(address);
+        let descriptors = self.descriptors_mut();
+        match descriptors.id(granule) {
+            Some(id) if descriptors.label(id).owner == 0 && owner != 0 => {
+                descriptors.ensure_owner(owner)?;
+                descriptors.set_owner(id, owner);
+                Ok(())
+            }
+            _ => Err(Error::argument("address", address, "that of an allocation without an owner")),
+        }
     }
 
     /// Whether an allocation with an owner was freed since.

@@ -17,7 +17,7 @@ mod spans;
 use std::ops::Range;
 
 pub use describe::Described;
-pub use relocate::{Made, Move, Obstacle, Relocation};
+pub use relocate::{Call, Made, Move, Obstacle, Relocation, Why};
 
 use crate::descriptor::Descriptors;
 use crate::error::Error;
@@ -72,6 +72,8 @@ pub struct Space<P: Probe = NoProbe> {
     pub(crate) absent: u128,
     /// Kinds, owners, records and pins; none until the space is told of the first.
     descriptors: Option<Box<Descriptors>>,
+    /// Calls that move things, so far: see [`Call`].
+    calls: u64,
 }
 
 const ADDRESS_END: u128 = 1 << 64;
@@ -110,6 +112,7 @@ impl<P: Probe> Space<P> {
             total: 0,
             absent: 0,
             descriptors: None,
+            calls: 0,
         };
         if !span.is_empty() {
             space.admit(span)?;
@@ -391,12 +394,20 @@ impl<P: Probe> Space<P> {
 
     /// Maximal free ranges in address order: start and size.
     pub fn free_extents(&mut self) -> impl Iterator<Item = (u64, u128)> + '_ {
+        self.large_free_extents(1)
+    }
+
+    /// The same, of those ranges that have a free block of at least `size` in them. Passes over the
+    /// others without looking at each.
+    pub fn large_free_extents(&mut self, size: u128) -> impl Iterator<Item = (u64, u128)> + '_ {
         self.tree.settle();
         let space = &*self;
+        let granules = size.max(1).div_ceil(1 << self.shift).min(1 << 64);
+        let orders = u128::MAX << granules.next_power_of_two().trailing_zeros();
         let mut from = Some(0);
         std::iter::from_fn(move || {
-            let (first, _) = space.tree.next_block(u128::MAX, from?)?;
-            let last = space.tree.free_to(first);
+            let (block, _) = space.tree.next_block(orders, from?)?;
+            let (first, last) = (space.tree.free_from(block), space.tree.free_to(block));
             from = last.checked_add(1);
             Some((space.address(first), space.units((last - first) as u128 + 1)))
         })

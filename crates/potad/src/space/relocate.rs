@@ -16,9 +16,12 @@
 //! The cheapest of all ([`window`](crate::window)); of the next cheapest only if there is not room for
 //! what would have to leave it.
 
+use std::collections::HashMap;
+
+use super::compact::Blocks;
 use super::draft::{Draft, between};
-use super::{Space, Window};
-use crate::descriptor::{Descriptors, Label, Moving};
+use super::{Described, Space, Window};
+use crate::descriptor::{Descriptors, Label, Mark, Moving};
 use crate::error::Error;
 use crate::loose::Loose;
 use crate::pack;
@@ -57,13 +60,25 @@ pub enum Made {
 pub struct Relocation {
     /// Start and size of what is emptied, ascending.
     windows: Vec<(u64, u128)>,
-    /// Blocks beside these that were free when it was begun, of those that were wanted.
-    pub(super) free: usize,
+    /// The blocks that are wanted, of a compaction.
+    pub(super) wanted: Option<Blocks>,
     moves: Vec<Move>,
     /// Which of the moves are made, or were found to be of something gone.
     done: Vec<bool>,
     /// Starts and sizes of what is held in the windows.
     holds: Vec<(u64, u128)>,
+    /// The call it is a part of.
+    call: Call,
+}
+
+/// A call that may take several relocations, since some are refused: what was refused in it, and what it
+/// has moved, is known as long as it is not forgotten, wherever that is moved.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Call(u64);
+
+impl Call {
+    /// One that knows nothing.
+    pub(super) const NONE: Call = Call(0);
 }
 
 impl Relocation {
@@ -72,14 +87,19 @@ impl Relocation {
         &self.windows
     }
 
-    /// How many blocks there are when all is done, those that were free already among them; 1 for a run.
+    /// How many free blocks there are when all is done, of those that are wanted; 1 for a run.
     pub fn blocks(&self) -> usize {
-        self.free + self.windows.len()
+        self.wanted.as_ref().map_or(0, |wanted| wanted.free) + self.windows.len()
     }
 
     /// The moves it takes.
     pub fn moves(&self) -> &[Move] {
         &self.moves
+    }
+
+    /// Makes it no part of a call: what is moved is not remembered.
+    pub fn leave_call(&mut self) {
+        self.call = Call::NONE;
     }
 
     /// Address units that are moved.
@@ -88,13 +108,24 @@ impl Relocation {
     }
 }
 
+/// Why an allocation is in the way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Why {
+    /// It has no movable kind.
+    Unmovable,
+    /// It has one, and is pinned.
+    Pinned,
+    /// It is being moved, or held for something that is.
+    Moving,
+}
+
 /// What keeps a run from being had, as [`Space::obstacles`] adds it up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Obstacle {
     /// What it is, and whose.
     pub label: Label,
-    /// Whether it is of a movable kind, and pinned; otherwise it is not movable.
-    pub pinned: bool,
+    /// Why it is.
+    pub why: Why,
     /// How many allocations.
     pub count: u64,
     /// What they come to, in address units.
@@ -123,7 +154,7 @@ impl<P: Probe> Space<P> {
             Err(Error::OutOfSpace { .. }) => {}
             done => return done,
         }
-        let mut relocation = self.begin_run(size, align, within, &[])?;
+        let mut relocation = self.begin_run(size, align, within, Call::NONE)?;
         self.make_moves(&mut relocation)?;
         let start = self.finish_run(&mut relocation)?.expect("nobody came between");
         relocation.moves.iter().for_each(&mut moved);
@@ -153,7 +184,7 @@ impl<P: Probe> Space<P> {
             Err(Error::OutOfSpace { .. }) => {}
             found => return found.map(|start| (start, Vec::new())),
         }
-        let mut relocation = self.begin_run(size, align, within, &[])?;
+        let mut relocation = self.begin_run(size, align, within, Call::NONE)?;
         self.give_up(&mut relocation);
         Ok((relocation.windows[0].0, relocation.moves))
     }
@@ -173,12 +204,12 @@ impl<P: Probe> Space<P> {
             return Ok(None);
         };
         self.tree.settle();
-        let found = self.cheapest(&wanted, window, &[], None, false, 1);
+        let found = self.cheapest(&wanted, window, Call::NONE, None, false, 1);
         Ok(found.first().map(|it| (self.address(it.start), self.units(it.cost as u128))))
     }
 
     /// Begins to make room for a run of which none is free: chooses the window, and holds it and the new
-    /// homes. Allocations at `refused`, by their starts, are not moved.
+    /// homes. What was refused in the same call is not moved.
     ///
     /// Then make the moves, and [`finish_run`](Space::finish_run) or [`give_up`](Space::give_up).
     pub fn begin_run(
@@ -186,11 +217,11 @@ impl<P: Probe> Space<P> {
         size: u128,
         align: u128,
         within: Window,
-        refused: &[u64],
+        call: Call,
     ) -> Result<Relocation, Error> {
         let (wanted, window) = self.run_wanted(size, align, within)?;
         let found = match (wanted, window) {
-            (Some(wanted), Some(window)) => self.draft_run(&wanted, window, refused)?,
+            (Some(wanted), Some(window)) => self.draft_run(&wanted, window, call)?,
             _ => None,
         };
         found.ok_or_else(|| self.no_run(size, align))
@@ -200,7 +231,7 @@ impl<P: Probe> Space<P> {
         &mut self,
         wanted: &Wanted,
         window: (u64, u64),
-        refused: &[u64],
+        call: Call,
     ) -> Result<Option<Relocation>, Error> {
         self.tree.settle();
         let mut steps = pack::STEPS;
@@ -208,10 +239,10 @@ impl<P: Probe> Space<P> {
         loop {
             // The first is the first of all; that a start in between may do matters from then on.
             let every = after.is_some();
-            let candidates = self.cheapest(wanted, window, refused, after, every, count);
+            let candidates = self.cheapest(wanted, window, call, after, every, count);
             for candidate in &candidates {
                 let window = (candidate.start, candidate.start + (wanted.length - 1));
-                if let Some(relocation) = self.draft(&[window], &mut steps)? {
+                if let Some(relocation) = self.draft(window, call, &mut steps)? {
                     return Ok(Some(relocation));
                 }
             }
@@ -227,7 +258,7 @@ impl<P: Probe> Space<P> {
         &self,
         wanted: &Wanted,
         window: (u64, u64),
-        refused: &[u64],
+        call: Call,
         after: Option<Candidate>,
         every: bool,
         count: usize,
@@ -236,7 +267,8 @@ impl<P: Probe> Space<P> {
         let loose = self.descriptors.as_ref().map_or(&nothing, |descriptors| &descriptors.loose);
         let available = self.available() >> self.shift;
         let mut barriers = self.retired.clone();
-        for found in refused.iter().filter_map(|&start| self.lookup(start)) {
+        let refused = self.descriptors.iter().flat_map(|them| them.refused(call.0));
+        for found in refused.filter_map(|granule| self.lookup(granule << self.shift)) {
             barriers.insert(self.granules(found.start, found.size));
         }
         let stretches = between(window, self.origin, barriers.iter());
@@ -244,17 +276,18 @@ impl<P: Probe> Space<P> {
         self.tree.cheapest(wanted, stretches.into_iter(), loose, terms)
     }
 
-    /// Holds windows, all that is in the way in which is loose, and homes for what is; `None` where
-    /// there is not room for all of it.
+    /// Holds a window, and homes for what is in it; `None` where there is not room for all of it.
     fn draft(
         &mut self,
-        windows: &[(u64, u64)],
+        window: (u64, u64),
+        call: Call,
         steps: &mut u32,
     ) -> Result<Option<Relocation>, Error> {
         let (mut holds, mut drafts) = (Vec::new(), Vec::new());
-        let done = self.draft_all(windows, &mut holds, &mut drafts, steps);
-        let done = match done {
-            Ok(true) => self.begin_moves(windows, &holds, &drafts).map(Some),
+        let victims = self.draft_holds(window, &mut holds);
+        let drafted = victims.and_then(|victims| self.draft_homes(&victims, &mut drafts, steps));
+        let done = match drafted {
+            Ok(true) => self.begin_moves(&[window], &holds, &drafts, call).map(Some),
             Ok(false) => Ok(None),
             Err(error) => Err(error),
         };
@@ -264,34 +297,21 @@ impl<P: Probe> Space<P> {
         done
     }
 
-    fn draft_all(
-        &mut self,
-        windows: &[(u64, u64)],
-        holds: &mut Vec<(u64, u64)>,
-        drafts: &mut Vec<Draft>,
-        steps: &mut u32,
-    ) -> Result<bool, Error> {
-        let mut victims = Vec::new();
-        for &window in windows {
-            victims.extend(self.draft_holds(window, holds)?);
-        }
-        victims.dedup();
-        self.draft_homes(&victims, drafts, steps)
-    }
-
     /// Makes a relocation of what was drafted.
     pub(super) fn begin_moves(
         &mut self,
         windows: &[(u64, u64)],
         holds: &[(u64, u64)],
         drafts: &[Draft],
+        call: Call,
     ) -> Result<Relocation, Error> {
         let mut relocation = Relocation {
             windows: windows.iter().map(|&window| self.stretch(window)).collect(),
-            free: 0,
+            wanted: None,
             moves: Vec::new(),
             done: vec![false; drafts.len()],
             holds: holds.iter().map(|&hold| self.stretch(hold)).collect(),
+            call,
         };
         // What a window is left by is held besides: one stretch more for each.
         let held = holds.len() + 2 * drafts.len();
@@ -353,7 +373,12 @@ impl<P: Probe> Space<P> {
             _ => return Ok(Made::Stays),
         }
         self.tree.ensure_detail(2 * left.len())?;
-        self.descriptors_mut().ensure_moves(0, left.len())?;
+        let descriptors = self.descriptors_mut();
+        descriptors.ensure_moves(0, left.len())?;
+        if relocation.call != Call::NONE {
+            descriptors.ensure_mark(from)?;
+            descriptors.mark(from, relocation.call.0, Mark::Moved);
+        }
         let (first, last) = self.stretch_at(old, size);
         self.tree.vacate(first, last);
         let descriptors = self.descriptors_mut();
@@ -464,6 +489,52 @@ impl<P: Probe> Space<P> {
         emptied.count()
     }
 
+    /// A new call. To be forgotten when it is over.
+    pub fn begin_call(&mut self) -> Call {
+        self.calls += 1;
+        Call(self.calls)
+    }
+
+    /// Nothing more is asked of a call.
+    pub fn forget_call(&mut self, call: Call) {
+        if let Some(descriptors) = &mut self.descriptors {
+            descriptors.forget_marks(call.0);
+        }
+    }
+
+    /// One of the moves of a relocation is not wanted: what it is of is not moved in its call.
+    pub fn refuse(&mut self, relocation: &Relocation, number: usize) -> Result<(), Error> {
+        let Move { old, new, .. } = relocation.moves[number];
+        let (from, to) = (self.granule_at(old), self.granule_at(new));
+        let descriptors = self.descriptors_mut();
+        if !relocation.done[number] && descriptors.moving(from, to) != Moving::Gone {
+            descriptors.ensure_mark(from)?;
+            descriptors.mark(from, relocation.call.0, Mark::Refused);
+        }
+        Ok(())
+    }
+
+    /// Begins to move back what a call has moved from `old` to `new`, if it still is there, and the old
+    /// place is free.
+    pub fn begin_back(&mut self, call: Call, old: u64, new: u64) -> Result<Relocation, Error> {
+        let granule = self.granule_at(new);
+        let marked = self.descriptors.as_ref().and_then(|them| them.marked(granule, call.0));
+        if marked != Some(Mark::Moved) {
+            return Err(Error::argument("new", format!("{new:#x}"), "where the call has moved it"));
+        }
+        self.begin_move(new, old)
+    }
+
+    /// Whether what a move is of was freed; then the move is over.
+    pub fn is_gone(&mut self, relocation: &mut Relocation, number: usize) -> bool {
+        let Move { old, new, .. } = relocation.moves[number];
+        let (from, to) = (self.granule_at(old), self.granule_at(new));
+        let gone = |them: &Descriptors| them.moving(from, to) == Moving::Gone;
+        !relocation.done[number]
+            && self.descriptors.as_deref().is_some_and(gone)
+            && self.make_move(relocation, number).is_ok()
+    }
+
     /// Begins a single move, of the allocation that starts at `from` to `to`, where it must be free.
     ///
     /// Then make it and give up: what was moved stays so.
@@ -481,7 +552,7 @@ impl<P: Probe> Space<P> {
         self.alloc_at(to, found.size)?;
         let old = self.stretch_at(from, found.size);
         let draft = Draft { old, new: self.stretch_at(to, found.size).0 };
-        let begun = self.begin_moves(&[], &[], &[draft]);
+        let begun = self.begin_moves(&[], &[], &[draft], Call::NONE);
         if begun.is_err() {
             self.undo_draft([draft.home()].into_iter());
         }
@@ -509,15 +580,13 @@ impl<P: Probe> Space<P> {
     /// largest first. Takes time in proportion to the allocations.
     pub fn obstacles(&self, within: Window) -> Result<Vec<Obstacle>, Error> {
         let Some((first, last)) = self.window(within)? else { return Ok(Vec::new()) };
-        let mut sums = std::collections::HashMap::<(Label, bool), (u64, u128)>::new();
+        let mut sums = HashMap::<(Label, Why), (u64, u128)>::new();
         let (low, high) = (self.address(first), self.address(last));
         let mut found = self.lookup(low).or_else(|| self.next_allocation(low));
         while let Some(it) = found.filter(|it| it.start <= high) {
             let described = self.described(it.start, it.size);
-            let granule = self.granule_at(it.start);
-            let movable = self.descriptors.as_ref().is_some_and(|them| them.is_movable_at(granule));
-            if described.pins != 0 || !movable {
-                let sum = sums.entry((described.label, movable)).or_default();
+            if let Some(why) = self.why_in_the_way(&described) {
+                let sum = sums.entry((described.label, why)).or_default();
                 sum.0 += 1;
                 sum.1 += it.size;
             }
@@ -526,13 +595,28 @@ impl<P: Probe> Space<P> {
         }
         let mut obstacles: Vec<Obstacle> = sums
             .into_iter()
-            .map(|((label, pinned), (count, size))| Obstacle { label, pinned, count, size })
+            .map(|((label, why), (count, size))| Obstacle { label, why, count, size })
             .collect();
         obstacles.sort_unstable_by_key(|it| {
             let kind = it.label.kind.map_or(0, |kind| kind.index());
-            (std::cmp::Reverse((it.size, it.count)), kind, it.label.owner, it.pinned)
+            (std::cmp::Reverse((it.size, it.count)), kind, it.label.owner, it.why)
         });
         Ok(obstacles)
+    }
+
+    fn why_in_the_way(&self, it: &Described) -> Option<Why> {
+        let granule = self.granule_at(it.start);
+        let descriptors = self.descriptors.as_deref();
+        if descriptors.is_some_and(|them| them.loose.get(granule)) {
+            return None;
+        }
+        Some(match descriptors {
+            _ if it.held => Why::Moving,
+            Some(them) if !them.is_movable_at(granule) => Why::Unmovable,
+            None => Why::Unmovable,
+            _ if it.pins != 0 => Why::Pinned,
+            _ => Why::Moving,
+        })
     }
 }
 
