@@ -270,8 +270,8 @@ def test_a_buffer_that_is_collected_goes_back() -> None:
         arena.alloc(64 * KIB)
     assert arena.space.used == 0
     with arena.alloc(100) as buffer:
-        assert not buffer.freed
-    assert buffer.freed
+        states = [buffer.freed]
+    assert [*states, buffer.freed] == [False, True]
     # What was pinned by its address is not freed under who has pinned it.
     buffer = arena.alloc(100)
     address = buffer.address
