@@ -29,6 +29,7 @@ use potad::{Error, Space};
 use crate::arena::Memory;
 use crate::errors;
 use crate::fork;
+use crate::kind::Kind;
 use crate::state::State;
 use crate::trash::drop_all;
 
@@ -56,13 +57,14 @@ impl Shared {
         Shared(state)
     }
 
-    /// The same for a space with memory behind it.
-    pub fn with_memory(space: Space, memory: Memory) -> Self {
+    /// The same for a space with memory behind it, and the kind of buffers that are given none.
+    pub fn with_memory(space: Space, memory: Memory, kind: Py<Kind>) -> Result<Self, Error> {
         let mut state = State::new(space);
         state.memory = Some(memory);
+        state.buffers = Some(state.learn(kind)?);
         let state = Arc::new(Mutex::new(state));
         fork::register(&state);
-        Shared(state)
+        Ok(Shared(state))
     }
 
     /// The same lock, for what must not keep the space alive.

@@ -390,16 +390,11 @@ fn report(py: Python<'_>, error: PyErr, of: &Bound<'_, PyAny>) -> PyResult<()> {
     Ok(())
 }
 
-/// Allocates a run; if none is free, by moving what is in the way.
-pub fn alloc_run(
-    space: &Bound<'_, Space>,
-    run: Run,
-    kind: Option<&Bound<'_, Kind>>,
-    owner: Option<&Bound<'_, PyAny>>,
-) -> PyResult<u64> {
+/// Allocates a run; if none is free, by moving what is in the way. What `named` gives is what it is.
+pub fn alloc_run(space: &Bound<'_, Space>, run: Run, named: &dyn Fn() -> Named) -> PyResult<u64> {
     let mut mover = Mover::new(space)?;
     let mut under_way = None;
-    let done = alloc_run_by(&mut mover, run, kind, owner, &mut under_way);
+    let done = alloc_run_by(&mut mover, run, named, &mut under_way);
     if done.is_err() {
         mover.give_up(&mut under_way);
         mover.take_back();
@@ -411,20 +406,19 @@ pub fn alloc_run(
 fn alloc_run_by(
     mover: &mut Mover<'_, '_>,
     run: Run,
-    kind: Option<&Bound<'_, Kind>>,
-    owner: Option<&Bound<'_, PyAny>>,
+    named: &dyn Fn() -> Named,
     under_way: &mut Option<u64>,
 ) -> PyResult<u64> {
     let call = mover.call;
     loop {
-        let named = Named::new(kind, owner);
+        let it = named();
         let begun = mover.long(move |state| match state.begin_run(run, call) {
             Ok(Begun::Done(start)) => {
-                let described = state.describe_run(start, named, run.align);
+                let described = state.describe_run(start, it, run.align);
                 Ok(described.map(Begun::Done))
             }
             other => {
-                state.put_aside(named);
+                state.put_aside(it);
                 Ok(other)
             }
         })?;
@@ -436,16 +430,16 @@ fn alloc_run_by(
         let number = kept.number;
         *under_way = Some(number);
         mover.empty(&kept)?;
-        let named = Named::new(kind, owner);
+        let it = named();
         let start = mover.long(move |state| {
             let start = match state.take_relocation(number) {
                 Some(mut kept) => state.space.finish_run(&mut kept),
                 None => Ok(None),
             };
             match start {
-                Ok(Some(start)) => state.describe_run(start, named, run.align).map(Some),
+                Ok(Some(start)) => state.describe_run(start, it, run.align).map(Some),
                 other => {
-                    state.put_aside(named);
+                    state.put_aside(it);
                     other
                 }
             }

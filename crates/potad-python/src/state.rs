@@ -19,10 +19,11 @@ use crate::arena::{Memory, Place};
 use crate::kind::Kind;
 use crate::trash::drop_all;
 
-/// A kind and an owner as they are passed to a call.
+/// A kind and an owner as they are passed to a call, and where what is allocated is a buffer, its place.
 pub struct Named {
     kind: Option<Py<Kind>>,
     owner: Option<Py<PyAny>>,
+    place: Option<Arc<Place>>,
 }
 
 impl Named {
@@ -30,7 +31,13 @@ impl Named {
         Named {
             kind: kind.map(|kind| kind.clone().unbind()),
             owner: owner.map(|owner| owner.clone().unbind()),
+            place: None,
         }
+    }
+
+    /// The same, of a buffer if it is to have a place.
+    pub fn at(self, place: Option<&Arc<Place>>) -> Self {
+        Named { place: place.cloned(), ..self }
     }
 
     /// Both, as whatever they are.
@@ -40,15 +47,15 @@ impl Named {
 
     /// Neither.
     fn is_empty(&self) -> bool {
-        self.kind.is_none() && self.owner.is_none()
+        self.kind.is_none() && self.owner.is_none() && self.place.is_none()
     }
 }
 
 /// What an owner's number stands for. A buffer has a number of its own, whoever its owner is, if it has
 /// one: so it is known when it is freed or moved, by whatever call.
 pub struct Owner {
-    object: Option<Py<PyAny>>,
-    buffer: Option<Arc<Place>>,
+    pub object: Option<Py<PyAny>>,
+    pub buffer: Option<Arc<Place>>,
 }
 
 pub struct State {
@@ -65,6 +72,8 @@ pub struct State {
     released: Vec<u32>,
     /// The memory behind the space, if it is an arena's.
     pub memory: Option<Memory>,
+    /// The kind of buffers that are given none, in an arena's space.
+    pub buffers: Option<potad::Kind>,
     /// The kind that was asked for last, by its object.
     last_kind: (usize, Option<potad::Kind>),
     /// Moves under way, by number, and the thread that makes them.
@@ -98,6 +107,7 @@ impl State {
             gone: Vec::new(),
             released: Vec::new(),
             memory: None,
+            buffers: None,
             last_kind: (0, None),
             relocations: HashMap::new(),
             relocations_begun: 0,
@@ -138,7 +148,7 @@ impl State {
     }
 
     /// An owner has no allocation any more.
-    fn forget(&mut self, number: u32) {
+    pub fn forget(&mut self, number: u32) {
         let Some(owner) = self.owners[number as usize - 1].take() else { return };
         self.unused.push(number);
         match (owner.buffer, &owner.object) {
@@ -152,7 +162,7 @@ impl State {
     }
 
     /// A number that is not in use, for an owner.
-    fn new_owner(&mut self, owner: Owner) -> u32 {
+    pub fn new_owner(&mut self, owner: Owner) -> u32 {
         let number = self.unused.pop().unwrap_or_else(|| {
             self.owners.push(None);
             self.owners.len() as u32
@@ -176,22 +186,6 @@ impl State {
         self.owner(number)?.buffer.as_ref()
     }
 
-    /// Gives an allocation that has a kind and no owner a number of its own, as a buffer. If it cannot be,
-    /// the allocation is freed.
-    pub fn make_buffer(
-        &mut self,
-        address: u64,
-        object: Option<Py<PyAny>>,
-        place: &Arc<Place>,
-    ) -> Result<(), Error> {
-        place.enter(address);
-        let number = self.new_owner(Owner { object, buffer: Some(place.clone()) });
-        self.space.set_owner(address, number).inspect_err(|_| {
-            self.forget(number);
-            self.space.free(address).expect("it was just allocated");
-        })
-    }
-
     // ---- moves -----------------------------------------------------------------------------
 
     /// Makes a move, with what the memory holds, if there is any.
@@ -205,6 +199,7 @@ impl State {
         let made = self.space.make_move(relocation, at)?;
         if made == Made::Moved
             && let Some(place) = self.place(it.label.owner)
+            && place.address() == it.old
         {
             place.enter(it.new);
         }
@@ -320,16 +315,23 @@ impl State {
             return Ok(());
         }
         let kind = named.kind.map(|kind| self.kind_number(kind)).transpose();
-        let (owner, is_new) = match named.owner {
-            Some(owner) => self.owner_number(owner),
-            None => (0, false),
+        let (owner, is_new) = match (named.owner, &named.place) {
+            (object, Some(place)) => {
+                (self.new_owner(Owner { object, buffer: Some(place.clone()) }), true)
+            }
+            (Some(owner), None) => self.owner_number(owner),
+            (None, None) => (0, false),
         };
         let described = kind.and_then(|kind| {
             let label = Label { kind, owner };
             starts().try_for_each(|start| {
                 let size = || self.space.lookup(start).map_or(1, |found| found.size);
                 let align = align.unwrap_or_else(size);
-                self.space.describe(start, label, align)
+                self.space.describe(start, label, align)?;
+                if let Some(place) = &named.place {
+                    place.enter(start);
+                }
+                Ok(())
             })
         });
         if described.is_err() {

@@ -360,12 +360,6 @@ impl Descriptors {
         Ok(id)
     }
 
-    /// Gives a descriptor without an owner one. Room for its number must have been ensured.
-    pub(crate) fn set_owner(&mut self, id: u32, owner: u32) {
-        self.owners[owner as usize] += 1;
-        self.chunks[(id / SLOTS) as usize].owners[(id % SLOTS) as usize] = owner;
-    }
-
     /// Makes sure that an owner can be counted.
     pub(crate) fn ensure_owner(&mut self, owner: u32) -> Result<(), Error> {
         let owner = owner as usize;

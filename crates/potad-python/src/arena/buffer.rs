@@ -13,12 +13,12 @@ use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyTuple};
 use pyo3::{PyTraverseError, PyVisit};
 
-use potad::Error;
+use potad::{Error, Fit, Label};
 
 use crate::descriptor::Descriptor;
 use crate::kind::Kind;
 use crate::space::Space;
-use crate::state::State;
+use crate::state::{Owner, State};
 
 /// Where a buffer is. Written with the space locked.
 pub struct Place {
@@ -53,24 +53,62 @@ impl Place {
 }
 
 impl State {
-    /// The address of a buffer of so many bytes, if it still is one.
-    fn buffer_at(&self, place: &Arc<Place>, nbytes: usize) -> Result<u64, Error> {
+    /// The address of a buffer, if it still is one.
+    #[inline]
+    fn buffer_at(&self, place: &Arc<Place>) -> Result<u64, Error> {
         let address = place.address();
-        let gone = Error::NotAllocated { address, inside: None };
-        if address == 0 {
-            return Err(gone);
+        let owner = self.label_at(address).owner;
+        match self.place(owner) {
+            Some(it) if address != 0 && Arc::ptr_eq(it, place) => Ok(address),
+            _ => Err(Error::NotAllocated { address, inside: None }),
         }
-        match self.lookup_described(address) {
-            // Somebody may have cut it by the space's own calls.
-            Some(found)
-                if found.start == address
-                    && found.size >= nbytes as u128
-                    && self.place(found.label.owner).is_some_and(|it| Arc::ptr_eq(it, place)) =>
-            {
-                Ok(address)
+    }
+
+    /// The allocation that starts at an address was cut by a call of the space's own: it is no buffer any
+    /// more, if it was one.
+    pub fn cut(&self, start: u64) {
+        if let Some(place) = self.place(self.label_at(start).owner) {
+            place.leave();
+        }
+    }
+
+    /// Allocates a buffer that is to be at a place.
+    pub fn alloc_buffer(
+        &mut self,
+        size: u128,
+        block: bool,
+        kind: potad::Kind,
+        object: Option<Py<PyAny>>,
+        place: &Arc<Place>,
+    ) -> Result<(), Error> {
+        let owner = self.new_owner(Owner { object, buffer: Some(place.clone()) });
+        let label = Label { kind: Some(kind), owner };
+        let allocated = self.alloc_exactly(size, block, label);
+        match allocated {
+            Ok(address) => place.enter(address),
+            // The core has told of the number only if it had come to count it.
+            Err(_) if !self.space.has_released() => self.forget(owner),
+            Err(_) => {}
+        }
+        allocated.map(drop)
+    }
+
+    /// A block or run of exactly so many bytes, rounded up to granules.
+    fn alloc_exactly(&mut self, size: u128, block: bool, label: Label) -> Result<u64, Error> {
+        let space = &mut self.space;
+        let granule = space.granule() as u128;
+        // A run of a block's size is a block if there is one: much sooner found.
+        if block || size.div_ceil(granule).is_power_of_two() {
+            match space.alloc_described(size, None, label) {
+                Err(Error::OutOfSpace { .. }) if !block => {}
+                done => return done,
             }
-            _ => Err(gone),
         }
+        let start = space.alloc_run(size, 1, None, Fit::Aligned)?;
+        space.describe(start, label, 1).inspect_err(|_| {
+            space.free(start).expect("it was just allocated");
+        })?;
+        Ok(start)
     }
 
     /// Unpins an allocation for a caller, who cannot take back what an export has pinned.
@@ -126,7 +164,7 @@ impl Buffer {
         act: impl FnOnce(&mut State, u64) -> Result<T, Error> + Send,
     ) -> PyResult<T> {
         self.space.get().shared.brief(py, |state| {
-            let address = state.buffer_at(&self.place, self.nbytes)?;
+            let address = state.buffer_at(&self.place)?;
             act(state, address)
         })
     }
@@ -178,7 +216,7 @@ impl Buffer {
     fn descriptor(&self, py: Python<'_>) -> PyResult<Descriptor> {
         let shared = &self.space.get().shared;
         shared.attached(py, |state| {
-            let address = state.buffer_at(&self.place, self.nbytes)?;
+            let address = state.buffer_at(&self.place)?;
             let size = state.lookup(address).map_or(0, |found| found.size);
             Descriptor::new(py, shared, state, address, size)
         })
@@ -200,7 +238,7 @@ impl Buffer {
     #[getter]
     fn freed(&self, py: Python<'_>) -> PyResult<bool> {
         let shared = &self.space.get().shared;
-        shared.brief(py, |state| Ok(state.buffer_at(&self.place, self.nbytes).is_err()))
+        shared.brief(py, |state| Ok(state.buffer_at(&self.place).is_err()))
     }
 
     /// Frees it.
@@ -237,7 +275,7 @@ impl Buffer {
 
     fn __repr__(&self, py: Python<'_>) -> PyResult<String> {
         let shared = &self.space.get().shared;
-        let place = shared.brief(py, |state| Ok(state.buffer_at(&self.place, self.nbytes)))?;
+        let place = shared.brief(py, |state| Ok(state.buffer_at(&self.place)))?;
         Ok(match place {
             Ok(address) => format!("<potad.Buffer of {} bytes at {address:#x}>", self.nbytes),
             Err(_) => format!("<potad.Buffer of {} bytes, freed>", self.nbytes),
@@ -312,7 +350,7 @@ type Objects = (Option<Py<Kind>>, Option<Py<PyAny>>);
 impl Buffer {
     fn objects(&self, py: Python<'_>) -> PyResult<Objects> {
         self.space.get().shared.attached(py, |state| {
-            let address = state.buffer_at(&self.place, self.nbytes)?;
+            let address = state.buffer_at(&self.place)?;
             let label = state.lookup_described(address).map(|found| found.label);
             Ok(state.objects(py, label.unwrap_or_default()))
         })

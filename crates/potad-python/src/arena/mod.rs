@@ -21,7 +21,7 @@ use pyo3::sync::PyOnceLock;
 use pyo3::types::PyTuple;
 use pyo3::{PyTraverseError, PyVisit};
 
-use potad::{Error, Fit};
+use potad::Error;
 
 use crate::convert::{self, Given};
 use crate::descriptor::Descriptor;
@@ -121,19 +121,6 @@ impl Arena {
     }
 }
 
-/// A block or run of exactly so many bytes, rounded up to granules.
-fn alloc_exactly(space: &mut potad::Space, size: u128, block: bool) -> Result<u64, Error> {
-    let granule = space.granule() as u128;
-    // A run of a block's size is a block if there is one: much sooner found.
-    if block || size.div_ceil(granule).is_power_of_two() {
-        match space.alloc(size) {
-            Err(Error::OutOfSpace { .. }) if !block => {}
-            done => return done,
-        }
-    }
-    space.alloc_run(size, 1, None, Fit::Aligned)
-}
-
 #[pymethods]
 impl Arena {
     #[new]
@@ -163,7 +150,9 @@ impl Arena {
         let (mapping, page) = map(size, granule, huge).map_err(no_memory)?;
         let space = potad::Space::new(mapping.start(), bytes, granule);
         let space = space.map_err(|error| errors::exception(py, error))?;
-        let shared = Shared::with_memory(space, Memory::new(mapping, page));
+        let kind = Self::kind(py, None)?.unbind();
+        let shared = Shared::with_memory(space, Memory::new(mapping, page), kind);
+        let shared = shared.map_err(|error| errors::exception(py, error))?;
         let space = Py::new(py, Space { shared })?;
         Ok(Arena { space, closed: AtomicBool::new(false), hooks: PyOnceLock::new() })
     }
@@ -212,23 +201,21 @@ impl Arena {
         let size = convert::size("nbytes", nbytes)?;
         let block = block.flag("block")?;
         self.must_be_open()?;
-        let kind = Self::kind(py, kind)?;
+        let kind = kind.map(|kind| kind.clone().unbind());
         let (place, owner) = (Place::new(), owner.map(|owner| owner.clone().unbind()));
-        let named = Named::new(Some(&kind), None);
         self.space.get().shared.brief(py, |state| {
-            let allocated = state.allocate(
-                named,
-                if block { None } else { Some(1) },
-                |space| alloc_exactly(space, size, block).map_err(named_nbytes),
-                |&start| std::iter::once(start),
-            );
-            match allocated {
-                Ok(start) => state.make_buffer(start, owner, &place),
+            let kind = match kind {
+                Some(kind) => state.learn(kind),
+                None => Ok(state.buffers.expect("an arena has it")),
+            };
+            match kind {
+                Ok(kind) => state.alloc_buffer(size, block, kind, owner, &place),
                 Err(error) => {
                     state.put_aside_object(owner);
                     Err(error)
                 }
             }
+            .map_err(named_nbytes)
         })?;
         Ok(Buffer::new(self.space.clone_ref(py), place, size as usize))
     }
@@ -287,24 +274,16 @@ impl Arena {
             return Err(PyValueError::new_err("nbytes must be above 0, not 0"));
         }
         let kind = Self::kind(py, kind)?;
-        let (place, owner) = (Place::new(), owner.map(|owner| owner.clone().unbind()));
-        let space = self.space.bind(py);
-        let shared = &self.space.get().shared;
+        let place = Place::new();
+        let named = || Named::new(Some(&kind), owner).at(Some(&place));
         if relocate {
             let run = Run { size, align, within: None, fit };
-            let start = relocation::alloc_run(space, run, Some(&kind), None)?;
-            shared.brief(py, |state| state.make_buffer(start, owner, &place))?;
+            relocation::alloc_run(self.space.bind(py), run, &named)?;
         } else {
-            let named = Named::new(Some(&kind), None);
-            shared.long(py, |state| {
+            let named = named();
+            self.space.get().shared.long(py, |state| {
                 let alloc = |space: &mut potad::Space| space.alloc_run(size, align, None, fit);
-                match state.allocate(named, Some(align), alloc, |&start| std::iter::once(start)) {
-                    Ok(start) => state.make_buffer(start, owner, &place),
-                    Err(error) => {
-                        state.put_aside_object(owner);
-                        Err(error)
-                    }
-                }
+                state.allocate(named, Some(align), alloc, |&start| std::iter::once(start))
             })?;
         }
         Ok(Buffer::new(self.space.clone_ref(py), place, size as usize))

@@ -150,7 +150,8 @@ impl Space {
         let within = convert::window(within)?;
         let fit = fit.fit()?;
         if relocate.flag("relocate")? {
-            return relocation::alloc_run(this, Run { size, align, within, fit }, kind, owner);
+            let run = Run { size, align, within, fit };
+            return relocation::alloc_run(this, run, &|| Named::new(kind, owner));
         }
         let alloc = move |space: &mut potad::Space| space.alloc_run(size, align, within, fit);
         let named = Named::new(kind, owner);

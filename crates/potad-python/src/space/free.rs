@@ -67,7 +67,15 @@ impl Space {
     ) -> PyResult<()> {
         let start = convert::address("start", start)?;
         let size = convert::size("size", size)?;
-        self.shared.long(py, |space| space.free_range(start, size))
+        self.shared.long(py, |state| {
+            let first = state.lookup(start);
+            state.free_range(start, size)?;
+            // What is left of an allocation before the range is not what it was.
+            if let Some(first) = first.filter(|first| first.start < start) {
+                state.cut(first.start);
+            }
+            Ok(())
+        })
     }
 
     /// Frees the allocations that start at these addresses: all of them or none.
@@ -128,6 +136,10 @@ impl Space {
     ) -> PyResult<()> {
         let address = convert::address("address", address)?;
         let size = convert::size("size", size)?;
-        self.shared.brief(py, |space| space.split(address, size))
+        self.shared.brief(py, |state| {
+            state.split(address, size)?;
+            state.cut(address);
+            Ok(())
+        })
     }
 }

@@ -125,6 +125,14 @@ impl<P: Probe> Space<P> {
         described
     }
 
+    /// What the allocation that starts at an address is, and whose, if it has a descriptor.
+    #[inline]
+    pub fn label_at(&self, start: u64) -> Label {
+        let granule = self.granule_at(start);
+        let label = self.descriptors.as_ref().map(|descriptors| descriptors.label_at(granule));
+        label.unwrap_or_default()
+    }
+
     /// Whether some of a range is retired.
     pub fn is_retiring(&self, start: u64, size: u128) -> bool {
         !self.retired.is_empty()
@@ -206,21 +214,6 @@ impl<P: Probe> Space<P> {
     pub fn take_released(&mut self, gone: impl FnMut(u32)) {
         if let Some(descriptors) = &mut self.descriptors {
             descriptors.take_released(gone);
-        }
-    }
-
-    /// Gives the allocation that starts at `address`, which has a kind and no owner, an owner.
-    pub fn set_owner(&mut self, address: u64, owner: u32) -> Result<(), Error> {
-        self.start_of(address)?;
-        let granule = self.granule_at(address);
-        let descriptors = self.descriptors_mut();
-        match descriptors.id(granule) {
-            Some(id) if descriptors.label(id).owner == 0 && owner != 0 => {
-                descriptors.ensure_owner(owner)?;
-                descriptors.set_owner(id, owner);
-                Ok(())
-            }
-            _ => Err(Error::argument("address", address, "that of an allocation without an owner")),
         }
     }
 
