@@ -6,7 +6,7 @@ TRACE := examples/traces/linux-numpy-thp.ftrace.xz
 # What the extension is made of: anything newer than the last build makes a new one.
 SOURCES := $(shell find crates -name '*.rs' -o -name Cargo.toml) Cargo.toml Cargo.lock pyproject.toml
 
-.PHONY: all build run test test-rust test-python bench lint format clean
+.PHONY: all build run test test-rust test-python test-numpy bench lint format clean
 
 all: build
 
@@ -35,6 +35,10 @@ test-rust:
 
 test-python: build
 	$(BIN)/python -m pytest
+
+# NumPy's own tests with an arena as its allocator; minutes.
+test-numpy: build
+	$(BIN)/python tests/numpy_suite.py
 
 bench: build
 	cargo bench --locked -p potad --bench peers

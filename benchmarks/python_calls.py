@@ -2,7 +2,8 @@
 
     python benchmarks/python_calls.py [ROW ...]
 
-runs all rows or those named: `calls`, `many`, `lookup`, `kinds`, `replay`. It needs the extra
+runs all rows or those named: `calls`, `many`, `lookup`, `kinds`, `arena`, `resident`, `replay`. It
+needs the extra
 `bench` (the peers) and for `replay` the extra `cli`.
 
 A space of 2^18 granules of 4 KiB is half full of blocks of orders 0 to 9 with P(k) ~ 2^-k, which
@@ -23,6 +24,7 @@ import sys
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from multiprocessing.heap import Heap
 from pathlib import Path
 from typing import Any
 
@@ -349,6 +351,94 @@ def kinds() -> None:
     show_ratio("with one to without", with_kind, without, 1.6)
 
 
+def arena() -> None:
+    print("\nbuffers of 64 bytes to 1 MiB, allocated and freed, ns for the two")
+    rng = random.Random(SEED)
+    sizes = [int(2 ** rng.uniform(6, 20)) for _ in range(2000)]
+    large = [size for size in sizes if size >= GRANULE]
+    ours, heap = potad.Arena(1 << 30, granule=512), Heap()
+    # Some that stay, so that neither is empty.
+    kept = [(ours.alloc(size), heap.malloc(size)) for size in rng.sample(sizes, 500)]
+    for size in sizes[:200]:
+        buffer = ours.alloc(size)
+        view = np.frombuffer(memoryview(buffer), np.uint8)
+        view[:] = 1
+        assert buffer.nbytes == size == view.sum()
+        del view
+
+    def with_arena(sizes: Sequence[int]) -> None:
+        for size in sizes:
+            ours.alloc(size).free()
+
+    def with_heap(sizes: Sequence[int]) -> None:
+        for size in sizes:
+            heap.free(heap.malloc(size))
+
+    def with_bytearray(sizes: Sequence[int]) -> None:
+        for size in sizes:
+            bytearray(size)
+
+    times: list[list[float]] = [[], [], [], []]
+    works = [(with_arena, sizes), (with_heap, sizes), (with_arena, large), (with_bytearray, large)]
+    for _ in range(ROUNDS):
+        for (work, given), rounds in zip(works, times, strict=True):
+            before = time.perf_counter()
+            work(given)
+            rounds.append((time.perf_counter() - before) * 1e9 / len(given))
+    del kept
+    show("Arena", times[0], "ns")
+    show("multiprocessing.heap.Heap", times[1], "ns")
+    show("Arena, 4 KiB and up", times[2], "ns")
+    show("bytearray, 4 KiB and up", times[3], "ns")
+    show_ratio("Arena, to Heap", times[0], times[1], 0.2)
+    show_ratio("Arena, to bytearray", times[2], times[3], 1.5)
+
+
+def resident() -> None:
+    print("\n1 GiB in an arena, nine tenths of it freed in random order, compacted")
+    ratios = []
+    for seed in range(3):
+        program = RESIDENT.format(seed=seed)
+        done = subprocess.run(
+            [sys.executable, "-c", program], check=True, capture_output=True, text=True
+        )
+        live, kept = map(int, done.stdout.split())
+        ratios.append(kept / live)
+        print(f"  {live / 2**20:.0f} MiB live, {kept / 2**20:.0f} MiB resident")
+    show("resident, of what is live", ratios, f"x, {verdict(max(ratios), 1.15)}")
+
+
+RESIDENT = """
+import random, re
+import numpy as np
+import potad
+
+def resident():
+    return 1024 * int(re.search(r"VmRSS:\\s+(\\d+)", open("/proc/self/status").read()).group(1))
+
+rng = random.Random({seed})
+arena = potad.Arena(1 << 31)
+buffers, left, seen = [], 1 << 30, {{}}
+while left > 0:
+    buffer = arena.alloc(int(2 ** rng.uniform(6, 20)))
+    left -= buffer.descriptor.size
+    buffers.append(buffer)
+rng.shuffle(buffers)
+# Python's own objects are there already: what follows is the arena's.
+before = resident()
+for number, buffer in enumerate(buffers):
+    np.frombuffer(buffer, np.uint8)[:] = number % 251
+for buffer in buffers[: len(buffers) * 9 // 10]:
+    buffer.free()
+arena.compact()
+after = resident()
+for number in range(len(buffers) * 9 // 10, len(buffers)):
+    assert (np.frombuffer(buffers[number], np.uint8) == number % 251).all()
+arena.space.check()
+print(arena.space.used, after - before)
+"""
+
+
 def replay() -> None:
     """A recorded trace, from the compressed file to the report, in a process of its own."""
     trace, bar = (REAL_TRACE, 500_000) if REAL_TRACE.exists() else (BUNDLED_TRACE, None)
@@ -368,7 +458,15 @@ def replay() -> None:
     show("", rates, "events/s", verdict(statistics.median(rates), bar, at_most=False))
 
 
-ROWS = {"calls": calls, "many": many, "lookup": lookup, "kinds": kinds, "replay": replay}
+ROWS = {
+    "calls": calls,
+    "many": many,
+    "lookup": lookup,
+    "kinds": kinds,
+    "arena": arena,
+    "resident": resident,
+    "replay": replay,
+}
 
 
 def main(names: Sequence[str]) -> int:

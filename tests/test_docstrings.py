@@ -77,7 +77,7 @@ def test_arguments_are_documented(name: str) -> None:
 def test_examples_of_the_readme(capsys: pytest.CaptureFixture[str]) -> None:
     text = (Path(__file__).parent.parent / "README.md").read_text()
     examples = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
-    assert len(examples) == 3
+    assert len(examples) == 4
     for example in examples:
         exec(example, {})
     printed = capsys.readouterr().out
