@@ -61,11 +61,12 @@ class Cache:
         self._write(buffer, sequence, 0, tokens)
         self.sequences[sequence] = [buffer]
 
-    def _write(self, buffer: potad.Buffer, sequence: int, number: int, tokens: object) -> None:
-        np.frombuffer(memoryview(buffer), np.float16)[:] = np.ravel(tokens)
-        record = buffer.descriptor.record
-        assert record is not None
-        record["sequence"], record["number"] = sequence, number
+    def _write(
+        self, buffer: potad.Buffer, sequence: int, number: int, tokens: npt.NDArray[np.float16]
+    ) -> None:
+        np.frombuffer(memoryview(buffer), np.float16)[:] = tokens.ravel()
+        if (record := buffer.descriptor.record) is not None:
+            record["sequence"], record["number"] = sequence, number
 
     @contextmanager
     def reading(self, sequence: int) -> Iterator[list[npt.NDArray[np.float16]]]:
@@ -74,7 +75,7 @@ class Cache:
         with ExitStack() as stack:
             for it in self.sequences[sequence]:
                 stack.enter_context(self.arena.space.pinned(it.address))
-            views = map(memoryview, self.sequences[sequence])
+            views = [memoryview(it) for it in self.sequences[sequence]]
             yield [np.frombuffer(view, np.float16).reshape(-1, WIDTH) for view in views]
 
     def evict(self, sequence: int) -> None:
@@ -85,9 +86,8 @@ class Cache:
 
 def main() -> None:
     cache = Cache(256 * BLOCK)
-    for step in range(24):
-        for sequence in range(8):
-            cache.append(sequence, np.full((TOKENS, WIDTH), sequence + step / 32, np.float16))
+    for number in range(24 * 8):
+        cache.append(number % 8, np.full((TOKENS, WIDTH), number, np.float16))
     for sequence in (1, 3, 6):
         cache.evict(sequence)  # finished: its blocks lay between those of the others
     cache.prefill(100, np.ones((96 * TOKENS, WIDTH), np.float16))
