@@ -302,6 +302,14 @@ impl<P: Probe> Space<P> {
 /// given back are zero but for their link.
 fn check_pool<P: Probe>(tree: &Tree<P>, recount: &Recount<'_, P>) -> Found<()> {
     let (free_sections, free_uppers) = tree.pool.given_back();
+    if (free_sections.len(), free_uppers.len()) != tree.pool.counts_given_back() {
+        return corrupt(format!(
+            "nodes given back {:?}, recounted {} and {}",
+            tree.pool.counts_given_back(),
+            free_sections.len(),
+            free_uppers.len()
+        ));
+    }
     let mut owned = vec![false; tree.pool.lines()];
     owned[0] = true;
     let mut claim = |node: Node, lines: usize| {

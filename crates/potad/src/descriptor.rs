@@ -333,7 +333,7 @@ impl Descriptors {
                 return Err(error);
             }
         };
-        self.loose.set(start, true);
+        self.loose.set(start, self.pins(start) == 0);
         self.chunks[(id / SLOTS) as usize].aligns[(id % SLOTS) as usize] = if odd {
             self.odd_aligns.insert(start, align);
             ODD

@@ -27,7 +27,7 @@ struct Packing<'a> {
     steps: &'a mut u32,
 }
 
-/// Where each of `items` goes: `gaps`, first and last positions, are ascending and disjoint. `None` if
+/// Where each of `items` goes: `gaps`, first and last positions, are disjoint, and filled in their order. `None` if
 /// they do not fit, or `steps` ran out.
 pub(crate) fn pack(items: &[Wanted], gaps: &[(u64, u64)], steps: &mut u32) -> Option<Vec<u64>> {
     if items.len() > ITEMS_MAX {

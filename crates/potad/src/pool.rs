@@ -60,6 +60,9 @@ pub(crate) struct Pool<P> {
     /// Nodes given back, newest first: each one's first word is the next, 0 ends the list.
     free_sections: Node,
     free_uppers: Node,
+    /// How many these are.
+    sections_given: usize,
+    uppers_given: usize,
     /// What `lines` may come to if the whole space is used in single granules.
     lines_expected: usize,
     pub(crate) probe: P,
@@ -84,7 +87,15 @@ impl<P: Probe> Rows<'_, P> {
 
 impl<P: Probe> Pool<P> {
     pub(crate) fn new(probe: P) -> Self {
-        Pool { lines: vec![ZERO], free_sections: NONE, free_uppers: NONE, lines_expected: 0, probe }
+        Pool {
+            lines: vec![ZERO],
+            free_sections: NONE,
+            free_uppers: NONE,
+            sections_given: 0,
+            uppers_given: 0,
+            lines_expected: 0,
+            probe,
+        }
     }
 
     /// Says how many lines the tree may need at most, so that growing can reserve them at once.
@@ -95,6 +106,8 @@ impl<P: Probe> Pool<P> {
     /// Makes sure that `sections` and `uppers` more nodes can be had without fail.
     #[inline]
     pub(crate) fn ensure(&mut self, sections: usize, uppers: usize) -> Result<(), Error> {
+        let sections = sections.saturating_sub(self.sections_given);
+        let uppers = uppers.saturating_sub(self.uppers_given);
         let lines = sections * SECTION_LINES + uppers * UPPER_LINES;
         if self.lines.capacity() - self.lines.len() >= lines { Ok(()) } else { self.grow(lines) }
     }
@@ -131,6 +144,7 @@ impl<P: Probe> Pool<P> {
             NONE => self.push(SECTION_LINES),
             node => {
                 self.free_sections = self.unlink(node);
+                self.sections_given -= 1;
                 node
             }
         }
@@ -164,6 +178,7 @@ impl<P: Probe> Pool<P> {
             NONE => self.push(UPPER_LINES),
             node => {
                 self.free_uppers = self.unlink(node);
+                self.uppers_given -= 1;
                 node
             }
         }
@@ -180,6 +195,7 @@ impl<P: Probe> Pool<P> {
         debug_assert!(self.is_zero(node as usize, SECTION_LINES));
         self.set(node as usize, 0, self.free_sections as u64);
         self.free_sections = node;
+        self.sections_given += 1;
     }
 
     /// Takes back an upper node, whose words must all be zero again.
@@ -187,6 +203,7 @@ impl<P: Probe> Pool<P> {
         debug_assert!(self.is_zero(node as usize, UPPER_LINES));
         self.set(node as usize, 0, self.free_uppers as u64);
         self.free_uppers = node;
+        self.uppers_given += 1;
     }
 
     fn is_zero(&self, line: usize, lines: usize) -> bool {
@@ -280,6 +297,11 @@ impl<P: Probe> Pool<P> {
             nodes
         };
         (walk(self.free_sections), walk(self.free_uppers))
+    }
+
+    /// How many sections and upper nodes were given back.
+    pub(crate) fn counts_given_back(&self) -> (usize, usize) {
+        (self.sections_given, self.uppers_given)
     }
 
     /// Lines in the array, the unowned line 0 included.

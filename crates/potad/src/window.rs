@@ -59,6 +59,8 @@ pub(crate) struct Terms {
     pub(crate) after: Option<Candidate>,
     /// Also starts that are no cheaper than one before them.
     pub(crate) every: bool,
+    /// Only those that cost at most so much.
+    pub(crate) limit: u64,
     /// How many are wanted.
     pub(crate) count: usize,
 }
@@ -191,8 +193,8 @@ struct Cursor<'a, P> {
     run_first: u64,
     run_starts: u64,
     run_loose: u64,
-    /// One more than the last bad granule before the stretch, 0 for none.
-    bad_end: u64,
+    /// One more than the last bad granule before the stretch, 0 for none; perhaps 2^64.
+    bad_end: u128,
 }
 
 impl<'a, P: Probe> Cursor<'a, P> {
@@ -307,18 +309,18 @@ impl<'a, P: Probe> Cursor<'a, P> {
 
     /// One more than the last bad granule at or before a position in the stretch, 0 for none.
     #[inline(always)]
-    fn bad_end(&self, position: u64) -> u64 {
+    fn bad_end(&self, position: u64) -> u128 {
         let (on, bad) = (self.at.going_on(), self.at.bad_starts());
         if bad | on & 1 == 0 { self.bad_end } else { self.bad_end_here(position) }
     }
 
     #[inline(never)]
-    fn bad_end_here(&self, position: u64) -> u64 {
+    fn bad_end_here(&self, position: u64) -> u128 {
         let runs_in = self.at.going_on() & 1 == 1;
         let run_is_bad = runs_in && !self.run_is_loose();
         if self.at.is_wide() {
             let bad = self.at.bad_starts() != 0 || run_is_bad;
-            return if bad { position.saturating_add(1) } else { self.bad_end };
+            return if bad { position as u128 + 1 } else { self.bad_end };
         }
         let upto = (position & 63) as u32;
         let bad = self.at.bad_starts() & low_bits(upto + 1);
@@ -332,7 +334,7 @@ impl<'a, P: Probe> Cursor<'a, P> {
             None if run_is_bad => end_of(0),
             None => return self.bad_end,
         };
-        self.at.first + end as u64
+        self.at.first as u128 + end as u128
     }
 
     /// `U(s)` and `A(s)` of a position in the stretch.
@@ -409,7 +411,7 @@ impl Best {
     fn bound(&self) -> u64 {
         match self.found.peek() {
             Some(worst) if self.found.len() == self.terms.count => worst.cost,
-            _ => u64::MAX,
+            _ => self.terms.limit.saturating_add(1),
         }
     }
 
@@ -483,13 +485,14 @@ impl<P: Probe> Tree<P> {
             let last = pair.left.at.last.min(pair.starts.last);
             // No start below this is good.
             let bad_end = pair.right.bad_end(from + pair.more);
-            if bad_end <= last
-                && let Some(first) = pair.starts.next(Some(from.max(bad_end)))
+            if bad_end <= last as u128
+                && let Some(first) = pair.starts.next(Some(from.max(bad_end as u64)))
                 && first <= last
             {
                 pair.sweep_stretch(first, last, best);
             }
-            match pair.starts.next(last.max(bad_end.saturating_sub(1)).checked_add(1)) {
+            let next = (last as u128 + 1).max(bad_end);
+            match pair.starts.next(u64::try_from(next).ok()) {
                 Some(next) => from = next,
                 None => return,
             }
@@ -599,7 +602,10 @@ impl<P: Probe> Pair<'_, P> {
             if self.least(from, part_last) < best.bound() {
                 self.sweep_part(from, part_last, best);
             }
-            from = part_last + 1;
+            match part_last.checked_add(1) {
+                Some(next) => from = next,
+                None => return,
+            }
         }
     }
 
@@ -622,7 +628,7 @@ impl<P: Probe> Pair<'_, P> {
             self.weigh(start, best);
             let ends = behind & u64::MAX << (start & 63) << 1;
             next = match (best.terms.every, ends) {
-                (true, _) => self.starts.next(Some(start + 1)),
+                (true, _) => self.starts.next(start.checked_add(1)),
                 (false, 0) => None,
                 (false, _) => self.starts.next(Some(at.first | ends.trailing_zeros() as u64)),
             };
@@ -657,12 +663,16 @@ impl<P: Probe> Pair<'_, P> {
     fn weigh(&mut self, start: u64, best: &mut Best) {
         let last = start + self.more;
         self.right.advance::<true>(last);
-        if self.right.bad_end(last) > start {
+        if self.right.bad_end(last) > start as u128 {
             return;
         }
         let (used_before, run) = self.left.before(start);
         let (used_upto, beyond) = self.right.upto(last);
         let outside = (start - run) + beyond;
+        if outside.checked_add(self.more).is_none_or(|all| all == u64::MAX) {
+            // One allocation of all 2^64 granules cannot be moved.
+            return;
+        }
         if best.terms.every && outside as u128 + self.more as u128 >= best.terms.available {
             return;
         }

@@ -678,3 +678,110 @@ fn the_cheapest_window_of_large_spaces() {
         }
     }
 }
+
+/// All 2^64 addresses, where the last position is 2^64 - 1.
+fn whole() -> (Space, Kind) {
+    let mut space = Space::new(0, 1 << 64, 1).expect("a space");
+    let kind = space.add_kind(0, true).expect("a kind");
+    (space, kind)
+}
+
+#[test]
+fn windows_up_to_the_last_address_there_is() {
+    let last = |granules: u64| Some((u64::MAX - granules + 1, 1 << 64));
+    let (mut space, _) = whole();
+    space.alloc_at(1 << 63, 1 << 63).expect("it is free");
+    assert_eq!(space.cheapest_window(1, 1, last(1)), Ok(None));
+    assert!(begin(&mut space, 1, last(1)).is_err());
+
+    let (mut space, kind) = whole();
+    space.alloc_at(u64::MAX, 1).expect("it is free");
+    assert_eq!(space.cheapest_window(2, 1, last(2)), Ok(None));
+    assert_eq!(space.cheapest_window(2, 1, last(3)), Ok(Some((u64::MAX - 2, 0))));
+    let label = Label { kind: Some(kind), owner: 0 };
+    space.describe(u64::MAX, label, 1).expect("it has none");
+    assert_eq!(space.cheapest_window(2, 1, last(2)), Ok(Some((u64::MAX - 1, 1))));
+    let mut moves = Vec::new();
+    let run = space.alloc_run_moving(2, 1, last(2), Fit::First, |it| moves.push(*it));
+    assert_eq!((run, moves.len()), (Ok(u64::MAX - 1), 1));
+    space.check().expect("the space is consistent");
+
+    let (mut space, kind) = whole();
+    for at in u64::MAX - 63..=u64::MAX {
+        space.alloc_at(at, 1).expect("it is free");
+        space.describe(at, Label { kind: Some(kind), owner: 0 }, 1).expect("it has none");
+    }
+    assert_eq!(space.cheapest_window(1, 1, last(64)), Ok(Some((u64::MAX - 63, 1))));
+    assert_eq!(space.cheapest_window(64, 1, last(64)), Ok(Some((u64::MAX - 63, 64))));
+
+    let (mut space, kind) = whole();
+    space.alloc_at(0, 1 << 64).expect("it is free");
+    space.describe(0, Label { kind: Some(kind), owner: 0 }, 1).expect("it has none");
+    assert_eq!(space.cheapest_window(1, 1, None), Ok(None));
+    assert!(begin(&mut space, 1, None).is_err());
+    space.check().expect("the space is consistent");
+}
+
+#[test]
+fn blocks_of_any_number_are_asked_for_without_waiting() {
+    let (mut space, kind) = whole();
+    space.alloc_at(0, 1 << 40).expect("it is free");
+    space.describe(0, Label { kind: Some(kind), owner: 0 }, 1).expect("it has none");
+    for (size, count) in [(1 << 63, 2), (1 << 63, usize::MAX), (1, usize::MAX), (1 << 64, 7)] {
+        for budget in [0, 1 << 39, 1 << 64] {
+            space.plan_compaction(size, count, None, budget).expect("no memory to speak of");
+            let low = Some((0, 1 << 22));
+            let (blocks, moves) =
+                space.plan_compaction(size, count, low, budget).expect("no memory to speak of");
+            assert!(budget >= 1 << 40 || (blocks, moves.len()) == (0, 0));
+        }
+    }
+    space.check().expect("the space is consistent");
+}
+
+#[test]
+fn a_search_without_an_answer_ends() {
+    // Runs of three with holes of one between: no run of four can be had, wherever it is tried.
+    let mut space = Space::new(0, 1 << 15, 1).expect("a space");
+    let kind = space.add_kind(0, true).expect("a kind");
+    for at in (0..1 << 15).step_by(4) {
+        space.alloc_at(at, 3).expect("it is free");
+        space.describe(at, Label { kind: Some(kind), owner: 0 }, 1).expect("it has none");
+    }
+    let run = space.alloc_run_moving(4, 1, None, Fit::First, |_| {});
+    assert!(matches!(run, Err(Error::OutOfSpace { reason: Reason::Fragmented, .. })));
+    space.check().expect("the space is consistent");
+}
+
+#[test]
+fn what_is_pinned_or_held_stays_so_when_it_is_described() {
+    let (mut space, kind, _) = four_blocks();
+    let label = Label { kind: Some(kind), owner: 0 };
+    space.pin(32).expect("it is allocated");
+    space.describe(32, label, 1).expect("it has none");
+    space.check().expect("the space is consistent");
+    assert!(begin(&mut space, 32, Some((32, 64))).is_err());
+    let mut relocation = begin(&mut space, 4, LOW).expect("there is room");
+    let home = relocation.moves()[0].new;
+    assert!(matches!(space.describe(home, label, 1), Err(Error::Busy { pins: u32::MAX, .. })));
+    space.give_up(&mut relocation);
+    assert_eq!(space.make_move(&mut relocation, 0), Ok(Made::Stays));
+    space.check().expect("the space is consistent");
+    // An allocation goes only where its alignment lets it.
+    assert!(matches!(space.begin_move(0, 17), Err(Error::Argument { name: "to", .. })));
+}
+
+#[test]
+fn what_lies_across_two_blocks_is_moved_and_paid_for_once() {
+    let mut space = Space::new(0, 16, 1).expect("a space");
+    let kind = space.add_kind(0, true).expect("a kind");
+    space.alloc_at(0, 4).expect("it is free");
+    space.alloc_at(11, 5).expect("it is free");
+    space.alloc_at(4, 3).expect("it is free");
+    space.describe(4, Label { kind: Some(kind), owner: 0 }, 1).expect("it has none");
+    let (blocks, moves) = space.plan_compaction(2, 2, Some((4, 8)), 6).expect("no memory");
+    assert_eq!((blocks, moves.len()), (2, 1));
+    let mut moved = 0;
+    assert_eq!(space.compact(2, 2, Some((4, 8)), 3, |it| moved += it.size), Ok(2));
+    assert_eq!(moved, 3);
+}

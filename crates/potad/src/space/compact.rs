@@ -15,7 +15,7 @@ use crate::pack;
 use crate::probe::Probe;
 use crate::run::Wanted;
 use crate::tree::State;
-use crate::window::Candidate;
+use crate::window::{Candidate, Terms};
 
 /// Blocks that are to be free.
 #[derive(Clone, Debug)]
@@ -43,11 +43,16 @@ struct Drafted {
 const TRIES_FACTOR: usize = 4;
 const TRIES_MIN: usize = 64;
 
+/// Blocks that are made at most by one relocation, so that what it keeps stays small.
+const BATCH_MAX: usize = 1 << 18;
+
 impl<P: Probe> Space<P> {
     /// Sees to it that there are `count` free blocks of at least `size`, or as many as can be had by
     /// moving at most `budget` address units: how many there are. `moved` hears of each move.
     ///
-    /// Only allocations of movable kinds that are not pinned are moved, and nobody is asked; for owners
+    /// Which blocks the budget is enough for is decided as if each were emptied alone: what lies across two
+    /// of them is counted for both then, and moved once. Only allocations of movable kinds that are not
+    /// pinned are moved, and nobody is asked; for owners
     /// who may refuse see [`Space::begin_compaction`].
     pub fn compact(
         &mut self,
@@ -115,7 +120,9 @@ impl<P: Probe> Space<P> {
             steps: pack::STEPS,
         };
         let done = self.draft_free(&wanted, count as u64, &mut free).and_then(|blocks| {
-            let missing = most.saturating_sub(blocks) as usize;
+            // Nor more than there are windows.
+            let windows = (((last - first) as u128 + 1) >> order).min(BATCH_MAX as u128) as u64;
+            let missing = most.saturating_sub(blocks).min(windows) as usize;
             let limit = budget >> self.shift;
             self.draft_windows(&wanted, missing, limit, call, &mut drafted).map(|()| blocks)
         });
@@ -146,7 +153,7 @@ impl<P: Probe> Space<P> {
         while blocks < count
             && let Some((first, some)) = self.free_from_on(wanted, from, count - blocks)
         {
-            let last = first + (some * wanted.length - 1);
+            let last = first + ((some - 1) * wanted.length + (wanted.length - 1));
             self.tree.ensure_detail(2)?;
             self.tree.occupy(first, last);
             drafted.push((first, last));
@@ -165,7 +172,7 @@ impl<P: Probe> Space<P> {
             && let Some((first, some)) = self.free_from_on(wanted, from, count - blocks)
         {
             blocks += some;
-            from = (first + (some * wanted.length - 1)).checked_add(1);
+            from = (first + ((some - 1) * wanted.length + (wanted.length - 1))).checked_add(1);
         }
         blocks
     }
@@ -209,7 +216,10 @@ impl<P: Probe> Space<P> {
         while drafted.windows.len() < count && tries > 0 {
             let missing = (count - drafted.windows.len()).min(tries);
             let window = (wanted.first, wanted.last);
-            let candidates = self.cheapest(wanted, window, call, after, true, missing);
+            let available = self.available() >> self.shift;
+            let left = u64::try_from(limit - drafted.cost).unwrap_or(u64::MAX);
+            let terms = Terms { available, after, every: true, limit: left, count: missing };
+            let candidates = self.cheapest(wanted, window, call, terms);
             tries -= candidates.len();
             after = candidates.last().copied();
             let all = candidates.len() == missing;
@@ -236,30 +246,41 @@ impl<P: Probe> Space<P> {
         chosen: &[Candidate],
         drafted: &mut Drafted,
     ) -> Result<(), Error> {
-        // All are held before the first home is found. What is held for each are the holds up to here.
+        // All are held before the first home is found.
         let mut held = Vec::with_capacity(chosen.len());
+        let mut done = Ok(());
         for candidate in chosen {
             let window = (candidate.start, candidate.start + (wanted.length - 1));
-            let from = drafted.holds.len();
-            let victims = self.draft_holds(window, &mut drafted.holds)?;
-            held.push((window, victims, from..drafted.holds.len(), candidate.cost));
-        }
-        let mut failed = Vec::new();
-        for (window, mut victims, holds, cost) in held {
-            victims.retain(|victim| !drafted.olds.contains(&victim.0));
-            if self.draft_homes(&victims, &mut drafted.homes, &mut drafted.steps)? {
-                drafted.olds.extend(victims.iter().map(|victim| victim.0));
-                drafted.windows.push(window);
-                drafted.cost += cost as u128;
-            } else {
-                self.undo_draft(drafted.holds[holds.clone()].iter().copied());
-                failed.push(holds);
+            let mut holds = Vec::new();
+            let victims = self.draft_holds(window, &mut holds);
+            let (victims, error) = match victims {
+                Ok(victims) => (victims, None),
+                Err(error) => (Vec::new(), Some(error)),
+            };
+            held.push((window, victims, holds));
+            if let Some(error) = error {
+                done = Err(error);
+                break;
             }
         }
-        for holds in failed.into_iter().rev() {
-            drafted.holds.drain(holds);
+        for (window, mut victims, holds) in held {
+            // What lies across two windows has its home already.
+            victims.retain(|victim| !drafted.olds.contains(&victim.0));
+            let found = match done {
+                Ok(()) => self.draft_homes(&victims, &mut drafted.homes, &mut drafted.steps),
+                Err(_) => Ok(false),
+            };
+            if let Ok(true) = found {
+                drafted.cost += victims.iter().map(|it| (it.1 - it.0) as u128 + 1).sum::<u128>();
+                drafted.olds.extend(victims.iter().map(|victim| victim.0));
+                drafted.windows.push(window);
+                drafted.holds.extend(holds);
+            } else {
+                self.undo_draft(holds.into_iter());
+                done = done.and(found.map(drop));
+            }
         }
-        Ok(())
+        done
     }
 
     /// Ends a compaction: how many free blocks there are now of those that were wanted.

@@ -85,6 +85,9 @@ impl<P: Probe> Space<P> {
         }
         self.start_of(address)?;
         self.must_know(label)?;
+        if self.pins(address) == HELD {
+            return Err(Error::Busy { address, pins: HELD });
+        }
         let start = self.granule_at(address);
         if self.descriptors_mut().id(start).is_some() {
             return Err(Error::argument("address", address, "that of an allocation without any"));

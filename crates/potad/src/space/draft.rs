@@ -136,7 +136,8 @@ impl<P: Probe> Space<P> {
         }
         self.tree.settle();
         let shortest = victims.last().map_or(1, |(_, home)| home.length);
-        let mut gaps = self.free_stretches(shortest);
+        let mut gaps = self.free_stretches(shortest, *steps as usize);
+        *steps = steps.saturating_sub(gaps.len() as u32 + 1);
         gaps.sort_by_key(|&(first, last)| (last - first, first));
         let items: Vec<Wanted> = victims.iter().map(|(_, home)| *home).collect();
         let Some(placed) = pack(&items, &gaps, steps) else { return Ok(false) };
@@ -155,12 +156,16 @@ impl<P: Probe> Space<P> {
         Ok(true)
     }
 
-    /// The maximal free stretches of at least so many granules.
-    fn free_stretches(&self, shortest: u64) -> Vec<Stretch> {
+    /// The maximal free stretches of at least so many granules, the lowest if they are more than `most`.
+    fn free_stretches(&self, shortest: u64, most: usize) -> Vec<Stretch> {
         let mut stretches = Vec::new();
+        // A stretch of so many has a block of about half of that in it.
+        let orders = u128::MAX << (shortest.saturating_add(1).ilog2() - 1);
         let mut from = Some(0);
-        while let Some((first, _)) = from.and_then(|from| self.tree.next_block(u128::MAX, from)) {
-            let last = self.tree.free_to(first);
+        while stretches.len() < most
+            && let Some((first, _)) = from.and_then(|from| self.tree.next_block(orders, from))
+        {
+            let (first, last) = (self.tree.free_from(first), self.tree.free_to(first));
             if last - first >= shortest - 1 {
                 stretches.push((first, last));
             }

@@ -13,8 +13,9 @@
 //!
 //! # Which window
 //!
-//! The cheapest of all ([`window`](crate::window)); of the next cheapest only if there is not room for
-//! what would have to leave it.
+//! The cheapest of all ([`window`](crate::window)); one of the next cheapest only if there is not room
+//! for what would have to leave it. Some thousands of these are tried at most: with that many the space
+//! is so full, or so cut up, that more would take long and find nothing as a rule.
 
 use std::collections::HashMap;
 
@@ -63,8 +64,8 @@ pub struct Relocation {
     /// The blocks that are wanted, of a compaction.
     pub(super) wanted: Option<Blocks>,
     moves: Vec<Move>,
-    /// Which of the moves are made, or were found to be of something gone.
-    done: Vec<bool>,
+    /// What became of each of the moves, once that is settled: made, or of something gone, or given up.
+    done: Vec<Option<Made>>,
     /// Starts and sizes of what is held in the windows.
     holds: Vec<(u64, u128)>,
     /// The call it is a part of.
@@ -132,7 +133,8 @@ pub struct Obstacle {
     pub size: u128,
 }
 
-/// How many windows are tried one after the other before the next, larger number is looked for.
+/// How many windows are tried one after the other before the next, larger number is looked for; and how
+/// many in all, so that a call ends.
 const TRIED_FIRST: usize = 1;
 const TRIED_FACTOR: usize = 16;
 const TRIED_MAX: usize = 1 << 12;
@@ -156,7 +158,10 @@ impl<P: Probe> Space<P> {
         }
         let mut relocation = self.begin_run(size, align, within, Call::NONE)?;
         self.make_moves(&mut relocation)?;
-        let start = self.finish_run(&mut relocation)?.expect("nobody came between");
+        let Some(start) = self.finish_run(&mut relocation)? else {
+            self.take_back(&mut relocation);
+            return Err(self.no_run(size, align));
+        };
         relocation.moves.iter().for_each(&mut moved);
         Ok(start)
     }
@@ -204,7 +209,9 @@ impl<P: Probe> Space<P> {
             return Ok(None);
         };
         self.tree.settle();
-        let found = self.cheapest(&wanted, window, Call::NONE, None, false, 1);
+        let available = self.available() >> self.shift;
+        let terms = Terms { available, after: None, every: false, limit: u64::MAX, count: 1 };
+        let found = self.cheapest(&wanted, window, Call::NONE, terms);
         Ok(found.first().map(|it| (self.address(it.start), self.units(it.cost as u128))))
     }
 
@@ -239,14 +246,16 @@ impl<P: Probe> Space<P> {
         loop {
             // The first is the first of all; that a start in between may do matters from then on.
             let every = after.is_some();
-            let candidates = self.cheapest(wanted, window, call, after, every, count);
+            let available = self.available() >> self.shift;
+            let terms = Terms { available, after, every, limit: u64::MAX, count };
+            let candidates = self.cheapest(wanted, window, call, terms);
             for candidate in &candidates {
                 let window = (candidate.start, candidate.start + (wanted.length - 1));
                 if let Some(relocation) = self.draft(window, call, &mut steps)? {
                     return Ok(Some(relocation));
                 }
             }
-            if candidates.len() < count {
+            if candidates.len() < count || count == TRIED_MAX {
                 return Ok(None);
             }
             after = candidates.last().copied();
@@ -259,20 +268,16 @@ impl<P: Probe> Space<P> {
         wanted: &Wanted,
         window: (u64, u64),
         call: Call,
-        after: Option<Candidate>,
-        every: bool,
-        count: usize,
+        terms: Terms,
     ) -> Vec<Candidate> {
         let nothing = Loose::default();
         let loose = self.descriptors.as_ref().map_or(&nothing, |descriptors| &descriptors.loose);
-        let available = self.available() >> self.shift;
         let mut barriers = self.retired.clone();
         let refused = self.descriptors.iter().flat_map(|them| them.refused(call.0));
         for found in refused.filter_map(|granule| self.lookup(granule << self.shift)) {
             barriers.insert(self.granules(found.start, found.size));
         }
         let stretches = between(window, self.origin, barriers.iter());
-        let terms = Terms { available, after, every, count };
         self.tree.cheapest(wanted, stretches.into_iter(), loose, terms)
     }
 
@@ -309,7 +314,7 @@ impl<P: Probe> Space<P> {
             windows: windows.iter().map(|&window| self.stretch(window)).collect(),
             wanted: None,
             moves: Vec::new(),
-            done: vec![false; drafts.len()],
+            done: vec![None; drafts.len()],
             holds: holds.iter().map(|&hold| self.stretch(hold)).collect(),
             call,
         };
@@ -353,21 +358,25 @@ impl<P: Probe> Space<P> {
     /// that an owner who has agreed already can be told.
     pub fn make_move(&mut self, relocation: &mut Relocation, number: usize) -> Result<Made, Error> {
         let Move { old, new, size, .. } = relocation.moves[number];
-        if relocation.done[number] {
-            return Ok(Made::Moved);
+        if let Some(done) = relocation.done[number] {
+            return Ok(done);
         }
         let (from, to) = (self.granule_at(old), self.granule_at(new));
         let failed = self.is_retiring(new, size);
-        let windows = relocation.windows.iter();
+        // Windows ascend, and so do their ends.
+        let first = relocation
+            .windows
+            .partition_point(|&(start, size)| start as u128 + size <= old as u128);
+        let windows = relocation.windows[first..].iter();
         let left: Vec<(u64, u128)> =
-            windows.filter_map(|&window| common(window, (old, size))).collect();
+            windows.map_while(|&window| common(window, (old, size))).collect();
         match self.descriptors_mut().moving(from, to) {
             Moving::Ready if !failed => {}
             Moving::Gone => {
-                relocation.done[number] = true;
+                relocation.done[number] = Some(Made::Gone);
                 self.release_home(relocation.moves[number]);
                 // Somebody may have taken some of it already: that shows when it is finished.
-                self.hold_left(&left, relocation)?;
+                self.hold_left(&left, relocation);
                 return Ok(Made::Gone);
             }
             _ => return Ok(Made::Stays),
@@ -384,34 +393,32 @@ impl<P: Probe> Space<P> {
         let descriptors = self.descriptors_mut();
         descriptors.let_go(to);
         descriptors.make_move(from, to);
-        relocation.done[number] = true;
+        relocation.done[number] = Some(Made::Moved);
         if !self.retired.is_empty() {
             self.withdraw(first, last);
         }
-        self.hold_left(&left, relocation)?;
+        self.hold_left(&left, relocation);
         Ok(Made::Moved)
     }
 
-    /// Holds what is free of parts of windows that something has left.
-    fn hold_left(
-        &mut self,
-        left: &[(u64, u128)],
-        relocation: &mut Relocation,
-    ) -> Result<(), Error> {
+    /// Holds what is free of parts of windows that something has left. What cannot be held, for want of
+    /// memory, is missing when the relocation is finished.
+    fn hold_left(&mut self, left: &[(u64, u128)], relocation: &mut Relocation) {
         for &(start, size) in left {
             self.tree.settle();
             let mut held = Vec::new();
-            let done = self.draft_holds(self.stretch_at(start, size), &mut held);
-            self.descriptors_mut().ensure_moves(0, held.len())?;
+            let _ = self.draft_holds(self.stretch_at(start, size), &mut held);
+            if self.descriptors_mut().ensure_moves(0, held.len()).is_err() {
+                self.undo_draft(held.into_iter());
+                continue;
+            }
             for stretch in held {
                 let (start, size) = self.stretch(stretch);
                 let granule = self.granule_at(start);
                 self.descriptors_mut().hold(granule);
                 relocation.holds.push((start, size));
             }
-            done?;
         }
-        Ok(())
     }
 
     /// Frees the home of a move that is not made, and whoever was to move is loose again.
@@ -435,7 +442,8 @@ impl<P: Probe> Space<P> {
     /// made stay made.
     pub fn give_up(&mut self, relocation: &mut Relocation) {
         for (number, done) in relocation.done.iter_mut().enumerate() {
-            if !std::mem::replace(done, true) {
+            if done.is_none() {
+                *done = Some(Made::Stays);
                 self.release_home(relocation.moves[number]);
             }
         }
@@ -450,12 +458,12 @@ impl<P: Probe> Space<P> {
             .moves
             .iter()
             .zip(&relocation.done)
-            .filter(|&(_, &done)| done)
+            .filter(|&(_, &done)| done == Some(Made::Moved))
             .map(|(it, _)| *it)
             .collect();
         self.give_up(relocation);
         for it in made.into_iter().rev() {
-            // Where it was is free again, so that metadata for it has just been there.
+            // Where it was is free again, and the metadata for it has just been given back.
             if let Ok(mut back) = self.begin_move(it.new, it.old) {
                 let _ = self.make_move(&mut back, 0);
                 self.give_up(&mut back);
@@ -507,7 +515,7 @@ impl<P: Probe> Space<P> {
         let Move { old, new, .. } = relocation.moves[number];
         let (from, to) = (self.granule_at(old), self.granule_at(new));
         let descriptors = self.descriptors_mut();
-        if !relocation.done[number] && descriptors.moving(from, to) != Moving::Gone {
+        if relocation.done[number].is_none() && descriptors.moving(from, to) != Moving::Gone {
             descriptors.ensure_mark(from)?;
             descriptors.mark(from, relocation.call.0, Mark::Refused);
         }
@@ -530,7 +538,7 @@ impl<P: Probe> Space<P> {
         let Move { old, new, .. } = relocation.moves[number];
         let (from, to) = (self.granule_at(old), self.granule_at(new));
         let gone = |them: &Descriptors| them.moving(from, to) == Moving::Gone;
-        !relocation.done[number]
+        relocation.done[number].is_none()
             && self.descriptors.as_deref().is_some_and(gone)
             && self.make_move(relocation, number).is_ok()
     }
@@ -548,6 +556,11 @@ impl<P: Probe> Space<P> {
         if !descriptors.is_some_and(|descriptors| descriptors.loose.get(granule)) {
             let expected = "that of an allocation that may be moved, and is not being moved";
             return Err(Error::argument("from", format!("{from:#x}"), expected));
+        }
+        let align = self.descriptors.as_ref().and_then(|them| them.align(granule)).unwrap_or(1);
+        if !(to as u128 >> self.shift).is_multiple_of(align) {
+            let expected = format!("a multiple of {}", self.units(align));
+            return Err(Error::argument("to", format!("{to:#x}"), expected));
         }
         self.alloc_at(to, found.size)?;
         let old = self.stretch_at(from, found.size);
@@ -572,7 +585,7 @@ impl<P: Probe> Space<P> {
         let Move { old, new, size, .. } = relocation.moves[number];
         let (from, to) = (self.granule_at(old), self.granule_at(new));
         let ready = |them: &Descriptors| them.moving(from, to) == Moving::Ready;
-        let stands = !relocation.done[number] && !self.is_retiring(new, size);
+        let stands = relocation.done[number].is_none() && !self.is_retiring(new, size);
         stands && self.descriptors.as_deref().is_some_and(ready)
     }
 
