@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import weakref
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -198,7 +199,7 @@ def test_what_is_exported_stays(export: Any) -> None:
         with pytest.raises(potad.Busy):
             free()
     # Nobody takes an export's pin back but the export.
-    with pytest.raises(ValueError, match="exported"):
+    with pytest.raises(ValueError, match="looked at"):
         arena.space.unpin(buffer.address)
     arena.space.pin(buffer.address)
     assert arena.space.unpin(buffer.address) == 1
@@ -332,6 +333,57 @@ def test_pickles() -> None:
     assert bytes(pickle.loads(text, buffers=[bytearray(content)])) == content
     out_of_band[0].release()
     buffer.free()
+
+
+def test_a_space_of_an_arena_has_no_other_memory() -> None:
+    arena = potad.Arena(MIB)
+    base = arena.space.base
+    for start in (base + MIB, base - MIB, 0, 1 << 63):
+        with pytest.raises(ValueError, match="arena's memory"):
+            arena.space.add(start, MIB)
+    arena.space.remove(base, MIB // 2)
+    assert arena.alloc(MIB // 2).address >= base + MIB // 2
+    arena.space.add(base, MIB // 2)
+    assert arena.space.size == MIB
+
+
+def test_buffers_that_cannot_be_freed_when_they_are_collected() -> None:
+    """While an exception is on its way: nothing may come in between."""
+    arena = potad.Arena(64 * MIB)
+
+    def pinned() -> potad.Buffer:
+        buffer = arena.alloc(100)
+        arena.space.pin(buffer.address)
+        return buffer
+
+    def cut() -> potad.Buffer:
+        buffer = arena.alloc(8192)
+        arena.space.free_range(buffer.address, 4096)
+        return buffer
+
+    for make in (pinned, cut):
+        for _ in range(100):
+            with pytest.raises(ZeroDivisionError):
+                print(make(), 1 // (make().nbytes * 0))
+
+
+def test_the_end_of_a_buffer_is_never_taken_for_it() -> None:
+    arena = potad.Arena(8 * 4096)
+    base = arena.space.base
+    buffer = arena.alloc(8192)
+    address = buffer.address
+    arena.space.free_range(address, 4096)
+    for at in range(base, base + 8 * 4096, 4096):
+        if at not in (address, address + 4096):
+            arena.space.alloc_at(at, 4096)
+    assert buffer.freed
+    # What is left of it is moved to where it once began.
+    within = (address + 4096, address + 8192)
+    assert arena.space.alloc_run(4096, within=within, relocate=True) == address + 4096
+    assert address in arena.space
+    assert buffer.freed
+    with pytest.raises(potad.NotAllocated):
+        memoryview(buffer)
 
 
 # ---- moves -------------------------------------------------------------------------------------
@@ -514,6 +566,95 @@ def test_contexts_nest_and_are_of_one_thread() -> None:
     assert not in_arena(one, np.ones(10))
 
 
+def test_an_array_is_pinned_by_itself() -> None:
+    arena = potad.Arena(MIB)
+    with arena.numpy():
+        array = np.arange(1000)
+    pointer = array.ctypes.data
+    space = arena.space
+    calls: list[Callable[[], object]] = [
+        lambda: space.free(pointer),
+        lambda: space.free_range(pointer, 4096),
+        lambda: space.free_many([pointer]),
+        lambda: space.split(pointer, 4096),
+    ]
+    for call in calls:
+        with pytest.raises(potad.Busy):
+            call()
+    with pytest.raises(ValueError, match="looked at"):
+        space.unpin(pointer)
+    assert array.sum() == 999 * 500
+    del array
+    assert len(space) == 0
+
+
+def test_an_array_is_made_smaller_in_a_full_arena() -> None:
+    arena = potad.Arena(16 * 4096)
+    with arena.numpy():
+        array = np.arange(16 * 512)
+        array.resize(100, refcheck=False)
+    assert array.tolist() == list(range(100))
+
+
+def test_arrays_keep_no_cycle_alive() -> None:
+    class Cycle:
+        arena: Any
+        buffer: Any
+
+    cycle = Cycle()
+    cycle.arena = potad.Arena(MIB)
+    with cycle.arena.numpy():
+        array = np.arange(1000)
+    cycle.buffer = cycle.arena.alloc(100, owner=cycle)
+    dead = weakref.ref(cycle)
+    del cycle
+    gc.collect()
+    assert dead() is None
+    assert array.sum() == 999 * 500
+
+
+def test_a_closed_arena_has_no_arrays_either() -> None:
+    arena = potad.Arena(MIB)
+    context = arena.numpy()
+    with context:
+        arena.close()
+        with pytest.raises(MemoryError):
+            np.ones(10)
+    with pytest.raises(ValueError, match="closed"):
+        context.__enter__()
+
+
+def test_threads_that_share_a_context() -> None:
+    one, other = potad.Arena(MIB), potad.Arena(MIB)
+    shared = one.numpy()
+    errors: list[BaseException] = []
+    barrier = threading.Barrier(2)
+
+    def outer(arena: potad.Arena | None) -> None:
+        try:
+            with contextlib.ExitStack() as stack:
+                if arena is not None:
+                    stack.enter_context(arena.numpy())
+                barrier.wait()
+                with shared:
+                    barrier.wait()
+                    assert in_arena(one, np.ones(10))
+                barrier.wait()
+                assert arena is None or in_arena(arena, np.ones(10))
+                assert not in_arena(one, np.ones(10))
+        except BaseException as error:
+            errors.append(error)
+            barrier.abort()
+
+    threads = [threading.Thread(target=outer, args=(arena,)) for arena in (None, other)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if errors:
+        raise errors[0]
+
+
 # ---- threads, processes, finalisers ------------------------------------------------------------
 
 
@@ -661,7 +802,7 @@ def test_memory_that_fails_under_a_buffer() -> None:
     assert told == [(pointer, buffer.address, owner)]
     assert arena.find(pointer) == buffer.descriptor
     assert arena.find(1) is None
-    with pytest.raises(ValueError, match="address must be"):
+    with pytest.raises(ValueError, match="pointer must be"):
         arena.memory_failure(1)
     del array
     buffer.free()

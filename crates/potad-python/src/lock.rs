@@ -67,6 +67,16 @@ impl Shared {
         Ok(Shared(state))
     }
 
+    /// The same lock, which keeps the space alive, but not the object that Python has of it.
+    pub fn share(&self) -> Self {
+        Shared(self.0.clone())
+    }
+
+    /// Whether only one has the lock.
+    pub fn is_alone(&self) -> bool {
+        Arc::strong_count(&self.0) == 1
+    }
+
     /// The same lock, for what must not keep the space alive.
     pub fn weak(&self) -> Weak<Mutex<State>> {
         Arc::downgrade(&self.0)

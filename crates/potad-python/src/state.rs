@@ -74,6 +74,10 @@ pub struct State {
     pub memory: Option<Memory>,
     /// The kind of buffers that are given none, in an arena's space.
     pub buffers: Option<potad::Kind>,
+    /// The kind of NumPy's arrays in it, each of which has a pin of its own.
+    pub arrays: Option<potad::Kind>,
+    /// Whether the arena was closed.
+    pub closed: bool,
     /// The kind that was asked for last, by its object.
     last_kind: (usize, Option<potad::Kind>),
     /// Moves under way, by number, and the thread that makes them.
@@ -108,6 +112,8 @@ impl State {
             released: Vec::new(),
             memory: None,
             buffers: None,
+            arrays: None,
+            closed: false,
             last_kind: (0, None),
             relocations: HashMap::new(),
             relocations_begun: 0,
@@ -314,6 +320,13 @@ impl State {
         if named.is_empty() {
             return Ok(());
         }
+        if named.place.is_some()
+            && let Err(error) = self.must_be_open()
+        {
+            starts().for_each(|start| self.space.free(start).map(drop).expect("just allocated"));
+            self.put_aside(named);
+            return Err(error);
+        }
         let kind = named.kind.map(|kind| self.kind_number(kind)).transpose();
         let (owner, is_new) = match (named.owner, &named.place) {
             (object, Some(place)) => {
@@ -404,6 +417,13 @@ impl State {
         self.kind_number(kind)
     }
 
+    /// Refuses what allocates in an arena that was closed.
+    pub fn must_be_open(&self) -> Result<(), Error> {
+        let closed =
+            || Error::Argument { name: "arena", value: "closed".into(), expected: "open".into() };
+        if self.closed { Err(closed()) } else { Ok(()) }
+    }
+
     // ---- memory ----------------------------------------------------------------------------
 
     /// Gives memory back to the system if enough of it has become free.
@@ -418,6 +438,26 @@ impl State {
     pub fn trim(&mut self) {
         if let Some(memory) = &mut self.memory {
             memory.trim(&mut self.space);
+        }
+    }
+
+    /// Nothing is allocated: closes the arena.
+    pub fn close(&mut self) {
+        self.closed = true;
+        if let Some(memory) = &self.memory {
+            memory.give_all_back();
+        }
+    }
+
+    /// Whether all of a range is memory of the arena, if the space is one's.
+    pub fn is_memory(&self, start: u64, size: u128) -> bool {
+        self.memory.as_ref().is_none_or(|memory| memory.covers(start, size))
+    }
+
+    /// A range is not in the space any more: what memory there is behind it goes back.
+    pub fn leave_range(&mut self, start: u64, size: u128) {
+        if let Some(memory) = &self.memory {
+            memory.give_back(start, size);
         }
     }
 

@@ -81,6 +81,10 @@ impl State {
         object: Option<Py<PyAny>>,
         place: &Arc<Place>,
     ) -> Result<(), Error> {
+        if let Err(error) = self.must_be_open() {
+            self.put_aside_object(object);
+            return Err(error);
+        }
         let owner = self.new_owner(Owner { object, buffer: Some(place.clone()) });
         let label = Label { kind: Some(kind), owner };
         let allocated = self.alloc_exactly(size, block, label);
@@ -111,17 +115,36 @@ impl State {
         Ok(start)
     }
 
+    /// Pins of an allocation that are nobody's to take back: of a buffer's exports, and an array's own.
+    fn own_pins(&self, label: Label) -> u32 {
+        match self.place(label.owner) {
+            Some(place) => place.exports(),
+            None => (label.kind.is_some() && label.kind == self.arrays) as u32,
+        }
+    }
+
+    /// Some of a range was freed by a call of the space's own: what begins behind it, the end of a buffer,
+    /// is none any more.
+    pub fn cut_behind(&self, end: u128) {
+        let Ok(end) = u64::try_from(end) else { return };
+        if let Some(place) = self.place(self.label_at(end).owner)
+            && place.address() != end
+        {
+            place.leave();
+        }
+    }
+
     /// Unpins an allocation for a caller, who cannot take back what an export has pinned.
     pub fn unpin_for_caller(&mut self, address: u64) -> Result<u32, Error> {
         if let Some(found) = self.lookup_described(address)
-            && let Some(place) = self.place(found.label.owner)
             && found.pins != 0
-            && found.pins <= place.exports()
+            && found.pins <= self.own_pins(found.label)
         {
             return Err(Error::Argument {
                 name: "address",
                 value: format!("{:#x}", found.start),
-                expected: "in an allocation that is pinned otherwise than by being exported".into(),
+                expected: "in an allocation that is pinned otherwise than by being looked at"
+                    .into(),
             });
         }
         self.unpin(address)
@@ -134,6 +157,9 @@ impl State {
 /// `torch.frombuffer` and, by `__dlpack__`, `numpy.from_dlpack` and the like see its bytes without a
 /// copy. While anybody does, it is pinned: neither freed nor moved. It goes back when it is freed, at
 /// the end of a `with` block, or when it is collected.
+///
+/// An owner that keeps an array over its own buffer keeps both alive, since arrays do not show the
+/// collector what they hold: let it keep the buffer.
 ///
 /// Pickled with protocol 5 it hands its bytes out of band; what is read back is a `bytearray`, or
 /// whatever the bytes were given back as.
@@ -187,9 +213,13 @@ impl Drop for Buffer {
         if self.place.address() == 0 {
             return;
         }
-        Python::attach(|py| {
-            // On any thread, from a finaliser. What somebody has pinned by its address stays theirs.
-            let _ = self.at(py, |state, address| state.free(address).map(drop));
+        // On any thread, from a finaliser, perhaps while an exception is on its way: none is made here.
+        Python::attach(|_| {
+            self.space.get().shared.held(|state| {
+                let address = state.buffer_at(&self.place)?;
+                // What somebody has pinned by its address stays theirs.
+                state.free(address).map(drop)
+            });
         });
     }
 }
@@ -316,6 +346,8 @@ impl Buffer {
         flags: c_int,
     ) -> PyResult<()> {
         let it = this.get();
+        // SAFETY: Python's own; if there is no view, it is to say so.
+        unsafe { (*view).obj = std::ptr::null_mut() };
         let address = it.at(this.py(), |state, address| {
             state.pin(address)?;
             it.place.exports.fetch_add(1, Ordering::AcqRel);

@@ -5,16 +5,17 @@
 //! the capsule does, and so as long as the last array.
 
 use std::ffi::{CStr, c_char, c_void};
-use std::sync::{Mutex, PoisonError};
 
 use pyo3::exceptions::{PyImportError, PyRuntimeError};
 use pyo3::ffi;
 use pyo3::prelude::*;
 use pyo3::types::{PyCapsule, PyTuple};
+use pyo3::{PyTraverseError, PyVisit};
 
 use potad::{Error, Fit, Label};
 
 use crate::kind::Kind;
+use crate::lock::Shared;
 use crate::space::Space;
 use crate::state::State;
 
@@ -55,52 +56,73 @@ struct Kept {
 // SAFETY: the raw pointer in it is to the context beside it.
 unsafe impl Send for Kept {}
 
-/// What the functions work on.
+/// What the functions work on: not the object that Python has of the space, which the collector could
+/// not see from here.
 struct Context {
-    space: Py<Space>,
+    shared: Option<Shared>,
     kind: potad::Kind,
+}
+
+impl Drop for Context {
+    fn drop(&mut self) {
+        // From the capsule's destructor, with the interpreter held, which has to be said.
+        let shared = self.shared.take();
+        Python::try_attach(|_| drop(shared));
+    }
 }
 
 impl Context {
     /// Does something with the space locked; `None` if it fails. Called with the interpreter held, which
     /// it keeps: who has the lock lets it go without.
     fn with<T>(&self, act: impl FnOnce(&mut State) -> Result<T, Error>) -> Option<T> {
-        self.space.get().shared.held(act)
+        self.shared.as_ref()?.held(act)
     }
 
+    /// Allocates, and pins: an array is where it is.
     fn alloc(&self, size: usize) -> Option<u64> {
         let label = Label { kind: Some(self.kind), owner: 0 };
         self.with(|state| {
+            state.must_be_open()?;
             let space = &mut state.space;
             let size = size.max(1) as u128;
             let granules = size.div_ceil(space.granule() as u128);
             // Blocks are aligned to their size; what is shorter than the alignment needs no more.
             let align = (ALIGN as u128).min(size.next_power_of_two()).max(16);
+            let mut start = Err(Error::Metadata { bytes: 0 });
             if granules.is_power_of_two() && granules * space.granule() as u128 >= align {
-                match space.alloc_described(size, None, label) {
-                    Err(Error::OutOfSpace { .. }) => {}
-                    done => return done,
-                }
+                start = space.alloc_described(size, None, label);
             }
-            let start = space.alloc_run(size, align, None, Fit::Aligned)?;
-            space.describe(start, label, align).inspect_err(|_| {
-                space.free(start).expect("it was just allocated");
+            let start = start.or_else(|_| {
+                let start = space.alloc_run(size, align, None, Fit::Aligned)?;
+                let described = space.describe(start, label, align);
+                described.map(|()| start).inspect_err(|_| give_back(space, start))
             })?;
-            Ok(start)
+            space.pin(start).map(|_| start).inspect_err(|_| give_back(space, start))
         })
     }
 
     fn free(&self, address: u64) {
-        self.with(|state| state.free(address).map(drop));
+        self.with(|state| {
+            // Whatever else is there now is not an array's.
+            if state.label_at(address).kind == Some(self.kind) {
+                state.unpin(address)?;
+                state.free(address)?;
+            }
+            Ok(())
+        });
     }
 
-    /// Bytes of the allocation that starts at an address, as far as it is one.
+    /// Bytes of the allocation of an array.
     fn size(&self, address: u64) -> Option<usize> {
         self.with(|state| Ok(state.lookup(address)))
             .flatten()
             .filter(|found| found.start == address)
             .map(|found| found.size as usize)
     }
+}
+
+fn give_back(space: &mut potad::Space, start: u64) {
+    space.free(start).expect("it was just allocated");
 }
 
 /// Safety of all of them: NumPy calls them with the context it was given, which the capsule keeps that it
@@ -136,6 +158,10 @@ extern "C" fn realloc(this: *mut c_void, old: *mut c_void, size: usize) -> *mut 
         return old;
     }
     let new = malloc(this, size);
+    if new.is_null() && had.is_some_and(|had| size <= had) {
+        // There is no room to make it smaller.
+        return old;
+    }
     if !new.is_null() {
         // SAFETY: both are of at least so many bytes, and apart.
         unsafe { new.copy_from_nonoverlapping(old, size.min(had.unwrap_or(0))) };
@@ -158,8 +184,13 @@ pub struct Hooks {
 impl Hooks {
     pub fn new(py: Python<'_>, space: &Py<Space>) -> PyResult<Self> {
         let kind = Py::new(py, Kind::plain("numpy", false))?;
-        let kind = space.get().shared.brief(py, |state| state.learn(kind))?;
-        let context = Box::new(Context { space: space.clone_ref(py), kind });
+        let shared = &space.get().shared;
+        let kind = shared.brief(py, |state| {
+            let kind = state.learn(kind)?;
+            state.arrays = Some(kind);
+            Ok(kind)
+        })?;
+        let context = Box::new(Context { shared: Some(shared.share()), kind });
         let mut name = [0; 127];
         for (to, from) in name.iter_mut().zip(b"potad") {
             *to = *from as c_char;
@@ -172,8 +203,13 @@ impl Hooks {
         Ok(Hooks { capsule: capsule.unbind() })
     }
 
-    pub fn context(&self, py: Python<'_>) -> NumpyContext {
-        NumpyContext { capsule: self.capsule.clone_ref(py), before: Mutex::new(Vec::new()) }
+    pub fn context(&self, py: Python<'_>, space: &Py<Space>) -> PyResult<NumpyContext> {
+        let variable = py.import("contextvars")?.getattr("ContextVar")?.call1(("potad",))?;
+        Ok(NumpyContext {
+            space: space.clone_ref(py),
+            capsule: self.capsule.clone_ref(py),
+            before: variable.unbind(),
+        })
     }
 }
 
@@ -199,25 +235,42 @@ fn set_handler<'py>(py: Python<'py>, capsule: &Bound<'py, PyAny>) -> PyResult<Bo
 /// What `Arena.numpy` returns.
 #[pyclass(frozen, module = "potad._core")]
 pub struct NumpyContext {
+    space: Py<Space>,
     capsule: Py<PyCapsule>,
-    /// What was in use on entering, innermost last.
-    before: Mutex<Vec<Py<PyAny>>>,
+    /// A context variable: what was in use on entering, innermost last, in each thread or task.
+    before: Py<PyAny>,
+}
+
+impl NumpyContext {
+    /// What was in use on entering, in this thread or task.
+    fn stack<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyTuple>> {
+        let stack = self.before.bind(py).call_method1("get", (PyTuple::empty(py),))?;
+        Ok(stack.cast_into::<PyTuple>()?)
+    }
 }
 
 #[pymethods]
 impl NumpyContext {
     fn __enter__(&self, py: Python<'_>) -> PyResult<()> {
+        self.space.get().shared.brief(py, |state| state.must_be_open())?;
+        let stack = self.stack(py)?;
         let before = set_handler(py, self.capsule.bind(py).as_any())?;
-        self.before.lock().unwrap_or_else(PoisonError::into_inner).push(before.unbind());
-        Ok(())
+        let stack = stack.add((before,))?;
+        self.before.bind(py).call_method1("set", (stack,)).map(drop)
     }
 
     #[pyo3(signature = (*_raised))]
     fn __exit__(&self, py: Python<'_>, _raised: &Bound<'_, PyTuple>) -> PyResult<()> {
-        let before = self.before.lock().unwrap_or_else(PoisonError::into_inner).pop();
-        let Some(before) = before else {
+        let stack = self.stack(py)?;
+        let Some(last) = stack.len().checked_sub(1) else {
             return Err(PyRuntimeError::new_err("left a context that was not entered"));
         };
-        set_handler(py, before.bind(py)).map(drop)
+        self.before.bind(py).call_method1("set", (stack.get_slice(0, last),))?;
+        set_handler(py, &stack.get_item(last)?).map(drop)
+    }
+
+    fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
+        visit.call(&self.space)?;
+        visit.call(&self.before)
     }
 }

@@ -150,17 +150,31 @@ impl Memory {
         }
     }
 
+    /// Whether all of a range is in the mapping.
+    pub fn covers(&self, start: u64, size: u128) -> bool {
+        usize::try_from(size).is_ok_and(|size| self.mapping.at(start, size).is_some())
+    }
+
+    /// Gives back all whole pages of a range, of which nothing is in use.
+    pub fn give_back(&self, start: u64, size: u128) {
+        let first = start.next_multiple_of(self.page);
+        let end = (start as u128 + size) as u64 & !(self.page - 1);
+        if end > first {
+            self.mapping.give_back(first, (end - first) as usize);
+        }
+    }
+
+    /// Gives back everything, of which nothing is in use.
+    pub fn give_all_back(&self) {
+        self.mapping.give_back(self.mapping.start(), self.mapping.size);
+    }
+
     /// Gives back all free memory that is worth it.
     #[cold]
     pub fn trim(&mut self, space: &mut Space) {
         self.most_used = space.used();
         for (start, size) in space.large_free_extents(PIECE) {
-            let end = start as u128 + size;
-            let first = start.next_multiple_of(self.page);
-            let end = end as u64 & !(self.page - 1);
-            if end > first {
-                self.mapping.give_back(first, (end - first) as usize);
-            }
+            self.give_back(start, size);
         }
     }
 }

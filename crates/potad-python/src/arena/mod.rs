@@ -13,8 +13,6 @@ mod buffer;
 mod hooks;
 mod memory;
 
-use std::sync::atomic::{AtomicBool, Ordering};
-
 use pyo3::exceptions::{PyMemoryError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
@@ -75,7 +73,6 @@ static BUFFER: PyOnceLock<Py<Kind>> = PyOnceLock::new();
 #[pyclass(frozen, weakref, module = "potad")]
 pub struct Arena {
     space: Py<Space>,
-    closed: AtomicBool,
     hooks: PyOnceLock<Hooks>,
 }
 
@@ -101,16 +98,7 @@ fn map(size: usize, granule: u64, huge: bool) -> std::io::Result<(Mapping, usize
     }
 }
 
-/// What a call is told that comes after the arena was closed.
-fn closed() -> PyErr {
-    PyValueError::new_err("the arena is closed")
-}
-
 impl Arena {
-    fn must_be_open(&self) -> PyResult<()> {
-        if self.closed.load(Ordering::Acquire) { Err(closed()) } else { Ok(()) }
-    }
-
     /// The kind that a buffer gets which was given none.
     fn kind<'py>(py: Python<'py>, kind: Option<&Bound<'py, Kind>>) -> PyResult<Bound<'py, Kind>> {
         if let Some(kind) = kind {
@@ -154,7 +142,7 @@ impl Arena {
         let shared = Shared::with_memory(space, Memory::new(mapping, page), kind);
         let shared = shared.map_err(|error| errors::exception(py, error))?;
         let space = Py::new(py, Space { shared })?;
-        Ok(Arena { space, closed: AtomicBool::new(false), hooks: PyOnceLock::new() })
+        Ok(Arena { space, hooks: PyOnceLock::new() })
     }
 
     /// The arena's space, which says what is where and takes the same calls as any.
@@ -200,7 +188,6 @@ impl Arena {
     ) -> PyResult<Buffer> {
         let size = convert::size("nbytes", nbytes)?;
         let block = block.flag("block")?;
-        self.must_be_open()?;
         let kind = kind.map(|kind| kind.clone().unbind());
         let (place, owner) = (Place::new(), owner.map(|owner| owner.clone().unbind()));
         self.space.get().shared.brief(py, |state| {
@@ -269,7 +256,6 @@ impl Arena {
         let size = convert::size("nbytes", nbytes)?;
         let align = align.map_or(Ok(1), |align| convert::size("align", align))?;
         let (fit, relocate) = (fit.fit()?, relocate.flag("relocate")?);
-        self.must_be_open()?;
         if size == 0 {
             return Err(PyValueError::new_err("nbytes must be above 0, not 0"));
         }
@@ -337,7 +323,13 @@ impl Arena {
         py: Python<'py>,
         pointer: &Bound<'py, PyAny>,
     ) -> PyResult<Bound<'py, PyAny>> {
-        self.space.bind(py).call_method1("memory_failure", (pointer,))
+        let address = convert::address("pointer", pointer)?;
+        let known = self.space.get().shared.brief(py, |state| Ok(state.is_memory(address, 1)))?;
+        if !known {
+            let message = format!("pointer must be one into the arena, not {address:#x}");
+            return Err(PyValueError::new_err(message));
+        }
+        self.space.bind(py).call_method1("memory_failure", (address,))
     }
 
     /// Moves buffers together, and gives back to the system what they leave.
@@ -408,12 +400,13 @@ impl Arena {
     /// NumPy's enhancement proposal 49.
     #[pyo3(signature = ())]
     fn numpy(&self, py: Python<'_>) -> PyResult<NumpyContext> {
-        self.must_be_open()?;
+        self.space.get().shared.brief(py, |state| state.must_be_open())?;
         let hooks = self.hooks.get_or_try_init(py, || Hooks::new(py, &self.space))?;
-        Ok(hooks.context(py))
+        hooks.context(py, &self.space)
     }
 
-    /// Closes the arena: nothing is allocated in it any more, and its memory goes back to the system.
+    /// Closes the arena: no buffer and no array is allocated in it any more, and its memory goes back to the
+    /// system. Its space goes on counting, if it is asked.
     ///
     /// Raises:
     ///     Busy: there are live allocations; nothing is changed.
@@ -429,9 +422,7 @@ impl Arena {
         let found = self.space.get().shared.brief(py, |state| {
             let found = state.next_allocation(0);
             if found.is_none() {
-                // Under the lock: nothing is allocated between.
-                self.closed.store(true, Ordering::Release);
-                state.trim();
+                state.close();
             }
             Ok(found)
         })?;
@@ -458,8 +449,8 @@ impl Arena {
     }
 
     fn __repr__(&self, py: Python<'_>) -> PyResult<String> {
-        let closed = if self.closed.load(Ordering::Acquire) { " closed" } else { "" };
         self.space.get().shared.brief(py, |space| {
+            let closed = if space.closed { " closed" } else { "" };
             Ok(format!(
                 "<potad.Arena size={} granule={} used={} allocations={}{closed}>",
                 space.size(),

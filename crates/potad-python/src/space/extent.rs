@@ -4,6 +4,8 @@ use numpy::PyArray1;
 use pyo3::prelude::*;
 use pyo3::types::PyList;
 
+use potad::Error;
+
 use super::Space;
 use super::allocate::ranges;
 use crate::arrays;
@@ -41,7 +43,14 @@ impl Space {
     ) -> PyResult<()> {
         let start = convert::address("start", start)?;
         let size = convert::size("size", size)?;
-        self.shared.long(py, |space| space.add(start, size))
+        self.shared.long(py, |state| {
+            if !state.is_memory(start, size) {
+                let value = format!("{start:#x}");
+                let expected = "that of a range in the arena's memory".into();
+                return Err(Error::Argument { name: "start", value, expected });
+            }
+            state.add(start, size)
+        })
     }
 
     /// Takes a span of addresses away, none of which may be allocated.
@@ -74,7 +83,11 @@ impl Space {
     ) -> PyResult<()> {
         let start = convert::address("start", start)?;
         let size = convert::size("size", size)?;
-        self.shared.long(py, |space| space.remove(start, size))
+        self.shared.long(py, |state| {
+            state.remove(start, size)?;
+            state.leave_range(start, size);
+            Ok(())
+        })
     }
 
     /// The spans that make up the space, ascending: a list of start and size.

@@ -74,6 +74,7 @@ impl Space {
             if let Some(first) = first.filter(|first| first.start < start) {
                 state.cut(first.start);
             }
+            state.cut_behind(start as u128 + size);
             Ok(())
         })
     }

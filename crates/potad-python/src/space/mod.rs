@@ -61,6 +61,15 @@ pub struct Space {
     pub shared: Shared,
 }
 
+impl Drop for Space {
+    fn drop(&mut self) {
+        // Arrays may need the memory still; nobody can ask for owners any more.
+        if !self.shared.is_alone() {
+            self.shared.clear();
+        }
+    }
+}
+
 #[pymethods]
 impl Space {
     #[new]

@@ -54,7 +54,7 @@ impl<P: Probe> Space<P> {
         let address = self.alloc_within(size, within)?;
         let start = self.granule_at(address);
         if label != Label::default()
-            && let Err(error) = self.add_descriptor(start, label, 1 << self.order("size", size)?)
+            && let Err(error) = self.add_block_descriptor(start, label, size)
         {
             self.free(address).expect("it was just allocated");
             return Err(error);
@@ -92,10 +92,15 @@ impl<P: Probe> Space<P> {
         if self.descriptors_mut().id(start).is_some() {
             return Err(Error::argument("address", address, "that of an allocation without any"));
         }
-        self.add_descriptor(start, label, self.align_in_granules(align))
+        let align = self.align_in_granules(align);
+        self.descriptors_mut().add(start, label, || align).map(drop)
     }
 
-    fn add_descriptor(&mut self, start: u64, label: Label, align: u128) -> Result<(), Error> {
+    /// The same of a block of at least `size`, which keeps to its own size.
+    #[inline]
+    fn add_block_descriptor(&mut self, start: u64, label: Label, size: u128) -> Result<(), Error> {
+        let shift = self.shift;
+        let align = || (((size - 1) >> shift) + 1).next_power_of_two();
         self.descriptors_mut().add(start, label, align).map(drop)
     }
 
