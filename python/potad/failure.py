@@ -7,15 +7,13 @@ from __future__ import annotations
 
 import enum
 import traceback
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from potad.errors import PotadError
+from potad.told import Told
 
 if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
-
-    from potad import Descriptor, Kind
+    from potad import Descriptor
 
 
 class Outcome(enum.IntEnum):
@@ -31,7 +29,7 @@ class Outcome(enum.IntEnum):
     """Nothing is lost."""
 
 
-class Failure:
+class Failure(Told):
     """What an owner is told when memory of its allocation has failed.
 
     `address` is the address that failed; `start`, `size`, `kind` and `record` are those of the
@@ -39,33 +37,13 @@ class Failure:
     """
 
     def __init__(self, address: int, descriptor: Descriptor) -> None:
+        super().__init__(descriptor)
         self.address = address
-        self.descriptor = descriptor
 
     @property
     def start(self) -> int:
         """The allocation's first address."""
         return self.descriptor.start
-
-    @property
-    def size(self) -> int:
-        """The allocation's size in address units."""
-        return self.descriptor.size
-
-    @property
-    def kind(self) -> Kind | None:
-        """The allocation's kind."""
-        return self.descriptor.kind
-
-    @property
-    def owner(self) -> Any:
-        """The allocation's owner."""
-        return self.descriptor.owner
-
-    @property
-    def record(self) -> npt.NDArray[np.void] | None:
-        """The allocation's record, in place."""
-        return self.descriptor.record
 
     def __repr__(self) -> str:
         return f"<potad.Failure at {self.address:#x} in {self.descriptor!r}>"

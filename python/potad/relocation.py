@@ -12,12 +12,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from potad.errors import OutOfSpace, PotadError, Reason
+from potad.told import Told
 from potad.usage import short
 
 if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
-
     from potad import Descriptor, Kind
 
 Why = Literal["unmovable", "pinned", "moving", "refused"]
@@ -26,7 +24,7 @@ Why = Literal["unmovable", "pinned", "moving", "refused"]
 _OBSTACLES_SHOWN = 3
 
 
-class Move:
+class Move(Told):
     """An allocation and where it is to go, as its owner is asked: or where it went.
 
     `old` and `new` are its first address before and after; `size`, `kind`, `owner` and `record` are
@@ -34,29 +32,9 @@ class Move:
     """
 
     def __init__(self, old: int, new: int, descriptor: Descriptor) -> None:
+        super().__init__(descriptor)
         self.old = old
         self.new = new
-        self.descriptor = descriptor
-
-    @property
-    def size(self) -> int:
-        """The allocation's size in address units."""
-        return self.descriptor.size
-
-    @property
-    def kind(self) -> Kind | None:
-        """The allocation's kind."""
-        return self.descriptor.kind
-
-    @property
-    def owner(self) -> Any:
-        """The allocation's owner."""
-        return self.descriptor.owner
-
-    @property
-    def record(self) -> npt.NDArray[np.void] | None:
-        """The allocation's record, in place: the same before and after."""
-        return self.descriptor.record
 
     def __repr__(self) -> str:
         return f"<potad.Move of {self.size} from {self.old:#x} to {self.new:#x}>"
