@@ -61,7 +61,7 @@ impl Shared {
     pub fn with_memory(space: Space, memory: Memory, kind: Py<Kind>) -> Result<Self, Error> {
         let mut state = State::new(space);
         state.memory = Some(memory);
-        state.buffers = Some(state.learn(kind)?);
+        state.buffers = Some(state.kind_number(kind)?);
         let state = Arc::new(Mutex::new(state));
         fork::register(&state);
         Ok(Shared(state))

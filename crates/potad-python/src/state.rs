@@ -240,7 +240,7 @@ impl State {
     }
 
     /// The core's number of a kind, which becomes known to the space if it was not.
-    fn kind_number(&mut self, kind: Py<Kind>) -> Result<potad::Kind, Error> {
+    pub fn kind_number(&mut self, kind: Py<Kind>) -> Result<potad::Kind, Error> {
         let pointer = kind.as_ptr() as usize;
         if let Some(&at) = self.kind_numbers.get(&pointer) {
             self.gone.push(kind.into_any());
@@ -410,11 +410,6 @@ impl State {
     /// The same of one reference.
     pub fn put_aside_object(&mut self, object: Option<Py<PyAny>>) {
         self.gone.extend(object);
-    }
-
-    /// The core's number of a kind, which is known to the space from now on.
-    pub fn learn(&mut self, kind: Py<Kind>) -> Result<potad::Kind, Error> {
-        self.kind_number(kind)
     }
 
     /// Refuses what allocates in an arena that was closed.

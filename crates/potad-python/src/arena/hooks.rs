@@ -186,7 +186,7 @@ impl Hooks {
         let kind = Py::new(py, Kind::plain("numpy", false))?;
         let shared = &space.get().shared;
         let kind = shared.brief(py, |state| {
-            let kind = state.learn(kind)?;
+            let kind = state.kind_number(kind)?;
             state.arrays = Some(kind);
             Ok(kind)
         })?;

@@ -192,7 +192,7 @@ impl Arena {
         let (place, owner) = (Place::new(), owner.map(|owner| owner.clone().unbind()));
         self.space.get().shared.brief(py, |state| {
             let kind = match kind {
-                Some(kind) => state.learn(kind),
+                Some(kind) => state.kind_number(kind),
                 None => Ok(state.buffers.expect("an arena has it")),
             };
             match kind {

@@ -20,7 +20,7 @@ impl Space {
     ///
     /// What may be moved is as for `alloc_run`. Blocks that are free already count. Where not all of
     /// them can be had, because of what cannot be moved, for want of room or of budget, it makes as many
-    /// as can; moves that were made stay made.
+    /// as can, and never more than 262,144 in one call; moves that were made stay made.
     ///
     /// Arguments:
     ///     size: of each block, in address units, rounded up to a power of two.

@@ -198,7 +198,7 @@ impl<P: Probe> Space<P> {
     /// where something that cannot be moved is in all of them. Whether there is room for it elsewhere is
     /// not asked here.
     ///
-    /// Takes a nanosecond or two for each 64 granules in parts of the space where allocations are small.
+    /// Takes some five nanoseconds for each 64 granules in parts of the space where allocations are small.
     pub fn cheapest_window(
         &mut self,
         size: u128,
