@@ -29,6 +29,7 @@ from potad._core import Arena, Buffer, Descriptor, Kind, Space, __version__
 from potad.errors import Busy, Corrupt, NotAllocated, OutOfSpace, Poisoned, PotadError
 from potad.failure import Failure, Outcome
 from potad.relocation import Compaction, Move, Obstacle, Plan
+from potad.swap import SwapFile
 from potad.usage import Report, Usage
 
 __all__ = [
@@ -50,6 +51,7 @@ __all__ = [
     "PotadError",
     "Report",
     "Space",
+    "SwapFile",
     "Usage",
     "__version__",
 ]

@@ -6,6 +6,7 @@ from typing import Any, Literal, Self, SupportsIndex, TypeAlias, final
 
 import numpy as np
 import numpy.typing as npt
+from typing_extensions import Buffer as _Readable
 
 from potad.failure import Outcome
 from potad.relocation import Compaction, Plan
@@ -28,6 +29,8 @@ __all__ = [
     "TraceParser",
     "_Nothing",
     "__version__",
+    "punch_hole",
+    "xxh3",
 ]
 
 __version__: str
@@ -251,6 +254,9 @@ class Buffer:
 class NumpyContext:
     def __enter__(self) -> None: ...
     def __exit__(self, *_raised: object) -> None: ...
+
+def xxh3(data: _Readable, /) -> int: ...
+def punch_hole(descriptor: int, offset: int, size: int, /) -> None: ...
 
 @final
 class _Nothing:

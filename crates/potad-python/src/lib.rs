@@ -14,6 +14,7 @@
 //! | `trash.rs` | dropping references, however long a chain of them |
 //! | `lock.rs`, `fork.rs` | one thread at a time, and what becomes of that in a child process |
 //! | `errors.rs` | the core's errors as exceptions |
+//! | `file.rs` | checksums and holes, for `potad.swap` |
 //! | `replay.rs` | the replay engine, for `potad.trace` |
 //!
 //! The module is for Python 3.11 and up by the stable ABI, and declared safe without the GIL: all
@@ -25,6 +26,7 @@ mod convert;
 mod descriptor;
 mod errors;
 mod fast;
+mod file;
 mod fork;
 mod kind;
 mod lock;
@@ -52,6 +54,7 @@ fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<space::describe::Pinned>()?;
     module.add_class::<nothing::Nothing>()?;
     arena::register(module)?;
+    file::register(module)?;
     fast::install(module.py())?;
     replay::register(module)?;
     fork::install()?;

@@ -1,0 +1,240 @@
+"""A file's bytes: reads and writes that are whole, or errors that say what was to be done where.
+
+The system may write less than it is asked to, and read less. A call here goes on until everything
+is done, so a caller sees all of it or an error. `System` has every call to the system that a swap
+file makes, and so is the one place where tests have one fail.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import mmap
+import os
+import stat
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from potad._core import punch_hole
+
+# Buffers that one call takes; the least that POSIX systems allow is 16, Linux allows 1,024.
+_BUFFERS_MAX = 1024
+
+# What direct I/O is aligned to. The file system may be content with less: a page always will do.
+PAGE = 4096
+
+# The copy that direct I/O makes of data that is not aligned is made a piece at a time.
+_PIECE = 1 << 20
+
+
+class System:
+    """The calls of the system that a swap file makes."""
+
+    open = staticmethod(os.open)
+    close = staticmethod(os.close)
+    pread = staticmethod(os.pread)
+    preadv = staticmethod(os.preadv)
+    pwritev = staticmethod(os.pwritev)
+    fdatasync = staticmethod(os.fdatasync)
+    ftruncate = staticmethod(os.ftruncate)
+    punch_hole = staticmethod(punch_hole)
+
+
+class FileEnd(Exception):
+    """The file ends before what was to be read does; `size` is how long it is."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__(size)
+        self.size = size
+
+
+class File:
+    """A regular file, opened for reading and writing, and locked for as long as it is open."""
+
+    def __init__(self, path: str, system: System, *, direct: bool = False) -> None:
+        """Opens a file, which is made if there is none.
+
+        Raises `OSError`; `BlockingIOError` if it is open and locked somewhere else.
+        """
+        self.path = path
+        self.system = system
+        flags = os.O_RDWR | os.O_CLOEXEC
+        try:
+            self.descriptor = system.open(path, flags | os.O_CREAT | os.O_EXCL, 0o600)
+            self.is_new = True
+        except FileExistsError:
+            self.descriptor = system.open(path, flags, 0o600)
+            self.is_new = False
+        self.direct = False
+        try:
+            self._prepare(direct)
+        except BaseException:
+            system.close(self.descriptor)
+            raise
+
+    def _prepare(self, direct: bool) -> None:
+        if not stat.S_ISREG(os.fstat(self.descriptor).st_mode):
+            raise ValueError(f"path must be a regular file, which {self.path!r} is not")
+        # Of the open file, so a second opening in this process is refused as well.
+        fcntl.flock(self.descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if direct:
+            # Not every file system has it; those that have not say so here.
+            with contextlib.suppress(OSError):
+                before = fcntl.fcntl(self.descriptor, fcntl.F_GETFL)
+                fcntl.fcntl(self.descriptor, fcntl.F_SETFL, before | os.O_DIRECT)
+                self.direct = True
+
+    def close(self) -> None:
+        """Closes the file, which gives up its lock."""
+        self.system.close(self.descriptor)
+
+    @property
+    def size(self) -> int:
+        """Bytes, holes included."""
+        return os.fstat(self.descriptor).st_size
+
+    @property
+    def disk_size(self) -> int:
+        """Bytes that the file takes of the file system."""
+        return os.fstat(self.descriptor).st_blocks * 512
+
+    def read(self, size: int, offset: int) -> bytes:
+        """So many bytes from an offset on, as `read_into` reads them; not for direct I/O."""
+        data = b""
+        while len(data) < size:
+            with self._told("reading", size - len(data), offset):
+                part = self.system.pread(self.descriptor, size - len(data), offset)
+            if not part:
+                raise FileEnd(self.size)
+            # Mostly it comes as a whole, and is not copied.
+            data = data + part if data else part
+            offset += len(part)
+        return data
+
+    def read_into(self, buffers: Sequence[memoryview], offset: int) -> None:
+        """Fills buffers from an offset on; a single one if I/O is direct.
+
+        Raises `FileEnd` where the file is too short, and `OSError`.
+        """
+        if self.direct:
+            (buffer,) = buffers
+            self._read_direct(buffer, offset)
+            return
+        for part, start in _parts(buffers, offset):
+            self._read_part(part, start)
+
+    def write(self, buffers: Sequence[memoryview], offset: int) -> None:
+        """Writes buffers from an offset on; a single one if I/O is direct.
+
+        Raises `OSError`.
+        """
+        if self.direct:
+            (buffer,) = buffers
+            self._write_direct(buffer, offset)
+            return
+        for part, start in _parts(buffers, offset):
+            self._write_part(part, start)
+
+    def punch(self, offset: int, size: int) -> None:
+        """Gives a range back to the file system; `OSError` if that is not possible."""
+        with self._told("giving back", size, offset):
+            self.system.punch_hole(self.descriptor, offset, size)
+
+    def truncate(self, size: int) -> None:
+        """Sets the size; `OSError` if that is not possible."""
+        with self._told("setting the size to", size, 0):
+            self.system.ftruncate(self.descriptor, size)
+
+    def sync(self) -> None:
+        """Waits until what was written is on the disk; `OSError` if it does not get there."""
+        with self._told("syncing", self.size, 0):
+            self.system.fdatasync(self.descriptor)
+
+    @contextlib.contextmanager
+    def _told(self, doing: str, size: int, offset: int) -> Iterator[None]:
+        """Errors of the system with what was to be done."""
+        try:
+            yield
+        except OSError as error:
+            what = f"{os.strerror(error.errno or 0)}, {doing} {size} bytes at {offset:#x}"
+            raise OSError(error.errno, what, self.path) from error
+
+    def _read_part(self, buffers: list[memoryview], offset: int) -> None:
+        while buffers:
+            size = sum(buffer.nbytes for buffer in buffers)
+            with self._told("reading", size, offset):
+                done = self.system.preadv(self.descriptor, buffers, offset)
+            if not done:
+                raise FileEnd(self.size)
+            offset += done
+            buffers = _rest(buffers, done)
+
+    def _write_part(self, buffers: list[memoryview], offset: int) -> None:
+        while buffers:
+            size = sum(buffer.nbytes for buffer in buffers)
+            with self._told("writing", size, offset):
+                done = self.system.pwritev(self.descriptor, buffers, offset)
+                if not done:
+                    # Never seen of a regular file; to go on would be to go on for ever.
+                    raise OSError(5, "nothing was written")
+            offset += done
+            buffers = _rest(buffers, done)
+
+    def _read_direct(self, buffer: memoryview, offset: int) -> None:
+        whole = buffer.nbytes // PAGE * PAGE
+        if whole and _address(buffer) % PAGE == 0:
+            self._read_part([buffer[:whole]], offset)
+            buffer, offset = buffer[whole:], offset + whole
+        bounce = _aligned(buffer.nbytes)
+        for start in range(0, buffer.nbytes, _PIECE):
+            piece = buffer[start : start + _PIECE]
+            # The last page of a slot is in the file as a whole.
+            self._read_part([bounce[: _up(piece.nbytes)]], offset + start)
+            piece[:] = bounce[: piece.nbytes]
+
+    def _write_direct(self, buffer: memoryview, offset: int) -> None:
+        whole = buffer.nbytes // PAGE * PAGE
+        if whole and _address(buffer) % PAGE == 0:
+            self._write_part([buffer[:whole]], offset)
+            buffer, offset = buffer[whole:], offset + whole
+        bounce = _aligned(buffer.nbytes)
+        for start in range(0, buffer.nbytes, _PIECE):
+            piece = buffer[start : start + _PIECE]
+            end = _up(piece.nbytes)
+            bounce[: piece.nbytes] = piece
+            bounce[piece.nbytes : end] = bytes(end - piece.nbytes)
+            self._write_part([bounce[:end]], offset + start)
+
+
+def _parts(buffers: Sequence[memoryview], offset: int) -> Iterator[tuple[list[memoryview], int]]:
+    """Buffers by as many as one call takes, each with the offset that it starts at."""
+    for at in range(0, len(buffers), _BUFFERS_MAX):
+        part = [buffer for buffer in buffers[at : at + _BUFFERS_MAX] if buffer.nbytes]
+        yield part, offset
+        offset += sum(buffer.nbytes for buffer in part)
+
+
+def _rest(buffers: list[memoryview], done: int) -> list[memoryview]:
+    """What is left of buffers after so many bytes."""
+    for at, buffer in enumerate(buffers):
+        if done < buffer.nbytes:
+            return [buffer[done:], *buffers[at + 1 :]]
+        done -= buffer.nbytes
+    return []
+
+
+def _up(size: int) -> int:
+    """A size rounded up to pages."""
+    return -(-size // PAGE) * PAGE
+
+
+def _address(buffer: memoryview) -> int:
+    """Where a buffer is in memory."""
+    address: int = np.frombuffer(buffer, np.uint8).__array_interface__["data"][0]
+    return address
+
+
+def _aligned(size: int) -> memoryview:
+    """Memory that starts with a page, for at most a piece of so many bytes."""
+    return memoryview(mmap.mmap(-1, min(_up(size), _PIECE)) if size else b"")

@@ -1,0 +1,86 @@
+"""Moving the slots of a file's tail, so that the file can be cut.
+
+New places are allocated for all of them first, largest first, their bytes are copied, and their
+records are put into the table. Then owners are asked, old records are cleared, and the file is cut.
+The old bytes are there until then, so all of it can be undone up to the cut. A process that ends in
+between leaves copies more, but no slot less.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+
+from potad._core import Descriptor
+from potad.errors import OutOfSpace
+from potad.relocation import Move, Why, no_room
+from potad.swap.store import SLOT, Slot, Store
+
+
+def shrink(store: Store, size: int) -> dict[int, int]:
+    """Cuts a file, which nobody else uses meanwhile; the new place of each slot that was moved."""
+    before = store.space.size
+    if size == before:
+        return {}
+    tail = [it for it in store.space if it.start + it.size > size]
+    for it in tail:
+        if it.kind is not SLOT:
+            raise _in_the_way(store, it, "unmovable")
+        if it.pins:
+            raise _in_the_way(store, it, "pinned")
+    tail.sort(key=lambda it: it.size, reverse=True)
+    slots = [Slot(it) for it in tail]
+    homes = _homes(store, tail, size)
+    asked: list[Move] = []
+    try:
+        for it, new in zip(tail, homes, strict=True):
+            store.copy(it.start, new)
+        for it, new in zip(tail, homes, strict=True):
+            move = Move(it.start, new, it)
+            if not _agrees(move):
+                raise _in_the_way(store, it, "refused")
+            asked.append(move)
+        store.release([it.start for it in tail])
+        store.cut(before, size)
+    except BaseException:
+        for it, slot in zip(tail, slots, strict=True):
+            store.reinstate(slot, it.owner)
+        for move in reversed(asked):
+            # It is where it was, whatever the answer.
+            _agrees(Move(move.new, move.old, move.descriptor))
+        with contextlib.suppress(OSError):
+            store.release(homes)
+        raise
+    return {it.start: new for it, new in zip(tail, homes, strict=True)}
+
+
+def _homes(store: Store, tail: Sequence[Descriptor], size: int) -> list[int]:
+    """A place below `size` for each slot, or none for any."""
+    homes: list[int] = []
+    try:
+        homes.extend(
+            store.space.alloc_run(it.size, within=(0, size), kind=SLOT, owner=it.owner)
+            for it in tail
+        )
+    except BaseException:
+        store.space.free_many(homes)
+        raise
+    return homes
+
+
+def _agrees(move: Move) -> bool:
+    """Whether the owner of a slot agrees to a move; one that is never asked does."""
+    ask = getattr(move.owner, "on_relocate", None)
+    return ask is None or bool(ask(move))
+
+
+def _in_the_way(store: Store, it: Descriptor, why: Why) -> OutOfSpace:
+    return no_room(
+        f"the slot of {it.size} at {it.start:#x} of {store.path} cannot be moved",
+        it.size,
+        store.space.available,
+        store.space.largest_free,
+        "occupied",
+        [(it.kind, it.owner, why, 1, it.size)],
+        [],
+    )

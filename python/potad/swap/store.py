@@ -1,0 +1,514 @@
+"""What a swap file keeps: slots in a space, their bytes in a file, their records in a table.
+
+Order. A slot is allocated, its bytes are written, its record is put into the table, and only then
+is its number told to anybody. To free it, its record is cleared first. What fails is undone, so an
+error leaves all as it was: no slot more, no slot less.
+
+Whoever calls is inside the file's gate, alone where the file as a whole is changed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import errno
+import functools
+import itertools
+import operator
+import os
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, SupportsIndex
+
+import numpy as np
+
+from potad._core import Descriptor, Kind, Space, xxh3
+from potad.errors import Busy, Corrupt, NotAllocated, OutOfSpace, Poisoned
+from potad.swap.file import File, FileEnd, System
+from potad.swap.holes import Holes
+from potad.swap.table import HEADER_SIZE, Header, Record, Table
+
+SLOT = Kind("swap slot", np.dtype([("length", "u8"), ("checksum", "u8"), ("checked", "?")]))
+
+_TABLE_SUFFIX = ".slots"
+
+# Bytes that are copied at once where a slot is moved.
+_COPIED = 1 << 20
+
+
+class Slot:
+    """What is known about a slot, read once."""
+
+    __slots__ = ("checksum", "length", "size", "start")
+
+    def __init__(self, descriptor: Descriptor) -> None:
+        assert descriptor.record is not None
+        length, checksum, checked = descriptor.record.item()
+        self.start: int = descriptor.start
+        self.size: int = descriptor.size
+        self.length: int = length
+        self.checksum: int | None = checksum if checked else None
+
+    def record(self, granule: int) -> Record:
+        """As the table has it."""
+        return Record(self.start // granule, self.size // granule, self.length, self.checksum)
+
+
+class Store:
+    """Slots in a space, their bytes in a file, and their records in a table beside it."""
+
+    def __init__(
+        self,
+        path: str,
+        size: int | None,
+        granule: int,
+        *,
+        checksums: bool,
+        direct: bool,
+        keep: bool,
+        system: System,
+    ) -> None:
+        self.path = path
+        self.granule = granule
+        self._checksums = checksums
+        self._keep = keep
+        # Held while slots are freed: of two who free one, the second is told.
+        self._frees = threading.Lock()
+        self.file = _opened(path, system, direct)
+        try:
+            self._open(size, system)
+        except BaseException:
+            if self.file.is_new:
+                _remove(path)
+            self.file.close()
+            raise
+
+    def _open(self, wanted: int | None, system: System) -> None:
+        table_path = self.path + _TABLE_SUFFIX
+        if self.file.size and not os.path.exists(table_path):
+            raise ValueError(
+                f"path must be a swap file or a new one: {self.path!r} has"
+                f" {self.file.size} bytes and no table of slots beside it"
+            )
+        if wanted is None and not os.path.exists(table_path):
+            raise ValueError(f"size must be given for a new file, such as {self.path!r}")
+        self.table = Table(table_path, system)
+        try:
+            self._fill(wanted)
+        except BaseException:
+            if self.table.was_made:
+                _remove(table_path)
+            self.table.close()
+            raise
+
+    def _fill(self, wanted: int | None) -> None:
+        """The space, with what the table says is in it."""
+        if self.table.is_new:
+            if self.file.size:
+                raise ValueError(f"{self.path!r} has {self.file.size} bytes and an empty table")
+            if wanted is None:
+                raise ValueError(f"size must be given for a new file, such as {self.path!r}")
+            stored = Header(self.granule, wanted, 0)
+        else:
+            stored = self.table.read_header()
+        if stored.granule != self.granule:
+            raise ValueError(
+                f"granule must be {stored.granule}, as the file was made, not {self.granule}"
+            )
+        if wanted is not None and wanted < stored.size:
+            raise ValueError(
+                f"size must be at least {stored.size}, which the file has, not {wanted}:"
+                " open it without one and shrink it"
+            )
+        is_larger = self.table.is_new or (wanted or 0) > stored.size
+        size = wanted or stored.size
+        self.space = Space(size, granule=self.granule)
+        if self._keep and not self.table.is_new:
+            self._restore()
+        self.table.write_header(Header(self.granule, size, os.getpid()))
+        if not self._keep:
+            self.table.empty()
+            self.file.truncate(0)
+        if is_larger or not self._keep:
+            self.file.truncate(size)
+        self.holes = Holes(self.space, self.file)
+
+    def _restore(self) -> None:
+        """Allocates what the table has."""
+        for it in self.table.records():
+            start, size = it.at * self.granule, it.granules * self.granule
+            if it.length > size:
+                raise Corrupt(f"{self.path}: the slot at {start:#x} has {it.length} of {size}")
+            try:
+                self.space.alloc_at(start, size, kind=SLOT)
+            except (OutOfSpace, ValueError) as error:
+                raise Corrupt(f"{self.path}: the slot at {start:#x}: {error}") from error
+            self._describe(start, it.length, it.checksum)
+
+    def disk_size(self) -> int:
+        """Bytes that the file and its table take of the file system."""
+        return self.file.disk_size + self.table.disk_size
+
+    def sync(self) -> None:
+        """Waits until what was written is on the disk."""
+        # The bytes first: a record without them would be worse than none.
+        self.file.sync()
+        self.table.sync()
+
+    def close(self) -> None:
+        """Closes the files."""
+        self.table.close()
+        self.file.close()
+
+    def unlink(self) -> None:
+        """Removes the files."""
+        os.unlink(self.path)
+        os.unlink(self.path + _TABLE_SUFFIX)
+
+    def checksum(self, view: memoryview) -> int | None:
+        """The checksum that some data is to be kept with, if any."""
+        return xxh3(view) if self._checksums else None
+
+    def write(
+        self, views: Sequence[memoryview], checksums: Sequence[int | None], owners: Sequence[Any]
+    ) -> list[int]:
+        """Writes data to new slots: all, or none."""
+        starts = self._allocate([self._granules(view.nbytes) for view in views], owners)
+        try:
+            for start, view, checksum in zip(starts, views, checksums, strict=True):
+                self._describe(start, view.nbytes, checksum)
+            self._write(starts, views)
+            self._put(starts, views, checksums)
+        except BaseException:
+            self._undo(starts)
+            raise
+        for start in starts:
+            self.space.unpin(start)
+        return starts
+
+    def _granules(self, length: int) -> int:
+        """Granules of a slot for so many bytes; also nothing has a place."""
+        return max(-(-length // self.granule), 1)
+
+    def _allocate(self, granules: Sequence[int], owners: Sequence[Any]) -> list[int]:
+        """Slots of so many granules, pinned: one behind the other, or wherever there is room."""
+        try:
+            return self._allocate_now(granules, owners)
+        except OutOfSpace:
+            # What is being given back to the file system is not free meanwhile.
+            self.holes.wait()
+            return self._allocate_now(granules, owners)
+
+    def _allocate_now(self, granules: Sequence[int], owners: Sequence[Any]) -> list[int]:
+        sizes = [count * self.granule for count in granules]
+        at = self._room_for(sum(sizes)) if len(sizes) > 1 else None
+        starts: list[int] = []
+        try:
+            for size, owner in zip(sizes, owners, strict=True):
+                start = self._alloc(size, owner, at)
+                starts.append(start)
+                self.space.pin(start)
+                # Where the next would lie behind it.
+                at = None if at is None else start + size
+        except BaseException:
+            self._undo(starts)
+            raise
+        return starts
+
+    def _room_for(self, size: int) -> int | None:
+        """Where a run of a size would be, if there is one."""
+        try:
+            start = self.space.alloc_run(size)
+        except OutOfSpace:
+            return None
+        self.space.free(start)
+        return start
+
+    def _alloc(self, size: int, owner: Any, at: int | None) -> int:
+        """A slot of a size, at a place if it is free still, otherwise anywhere."""
+        space = self.space
+        if at is not None:
+            with contextlib.suppress(OutOfSpace):
+                return space.alloc_at(at, size, kind=SLOT, owner=owner)
+        count = size // self.granule
+        if not count & (count - 1):
+            # A block is much sooner found than a run of its size.
+            with contextlib.suppress(OutOfSpace):
+                return space.alloc(size, kind=SLOT, owner=owner)
+        return space.alloc_run(size, kind=SLOT, owner=owner)
+
+    def _undo(self, starts: Iterable[int]) -> None:
+        """Frees slots that were allocated, pinned, and never told to anybody."""
+        for start in starts:
+            if (found := self.space.lookup(start)) is not None:
+                for _ in range(found.pins):
+                    self.space.unpin(start)
+                self.space.free(start)
+
+    def _describe(self, start: int, length: int, checksum: int | None) -> None:
+        found = self.space.lookup(start)
+        if found is None or (record := found.record) is None:
+            raise Corrupt(f"{self.path}: the slot at {start:#x} has no record")
+        record[()] = (length, checksum or 0, checksum is not None)
+
+    def _write(self, starts: Sequence[int], views: Sequence[memoryview]) -> None:
+        """Writes data to slots, those that lie together with one call."""
+        for group in self._together(starts, [view.nbytes for view in views]):
+            buffers: list[memoryview] = []
+            for at in group:
+                buffers.append(views[at])
+                if at != group[-1]:
+                    rest = -views[at].nbytes % self.granule
+                    buffers.append(_zeros(rest or (not views[at].nbytes) * self.granule))
+            self.file.write(buffers, starts[group[0]])
+
+    def read(self, found: Sequence[Slot], views: Sequence[memoryview]) -> None:
+        """Reads slots, those that lie together with one call, and looks at their checksums."""
+        order = sorted(range(len(found)), key=lambda at: found[at].start)
+        starts = [found[at].start for at in order]
+        try:
+            for group in self._together(starts, [found[at].length for at in order]):
+                self._read_group([(found[order[at]], views[order[at]]) for at in group])
+            for it, view in zip(found, views, strict=True):
+                self._must_be_good(it, view)
+        except BaseException:
+            for view in views:
+                view[:] = bytes(view.nbytes)
+            raise
+
+    def read_one(self, it: Slot) -> bytes:
+        """What is in a slot, without a copy where that is possible."""
+        if self.file.direct:
+            buffer = bytearray(it.length)
+            self.read([it], [memoryview(buffer)])
+            return bytes(buffer)
+        try:
+            data = self.file.read(it.length, it.start)
+        except FileEnd as error:
+            raise self._ends(error, it.start) from error
+        self._must_be_good(it, data)
+        return data
+
+    def _must_be_good(self, it: Slot, data: bytes | memoryview) -> None:
+        if it.checksum is not None and xxh3(data) != it.checksum:
+            raise Poisoned(
+                f"the slot at {it.start:#x} of {self.path} is not as it was written:"
+                f" its {it.length} bytes have another checksum"
+            )
+
+    def _ends(self, error: FileEnd, slot: int) -> Poisoned:
+        return Poisoned(
+            f"{self.path} ends at {error.size:#x}, before the data of the slot at {slot:#x}"
+            " does: somebody has cut it"
+        )
+
+    def _read_group(self, group: Sequence[tuple[Slot, memoryview]]) -> None:
+        buffers: list[memoryview] = []
+        for at, (it, view) in enumerate(group):
+            buffers.append(view)
+            if at + 1 < len(group) and (rest := it.size - it.length):
+                buffers.append(memoryview(bytearray(rest)))
+        try:
+            self.file.read_into(buffers, group[0][0].start)
+        except FileEnd as error:
+            past = [it.start for it, _ in group if it.start + it.length > error.size]
+            raise self._ends(error, past[0] if past else group[-1][0].start) from error
+
+    def _together(self, starts: Sequence[int], lengths: Sequence[int]) -> Iterator[list[int]]:
+        """Which slots lie one behind the other, by number."""
+        group = [0]
+        for at in range(1, len(starts)):
+            before = at - 1
+            end = starts[before] + self._granules(lengths[before]) * self.granule
+            # Direct I/O wants buffers that start and end with pages, as data seldom does.
+            if starts[at] != end or self.file.direct:
+                yield group
+                group = []
+            group.append(at)
+        yield group
+
+    def _put(
+        self,
+        starts: Sequence[int],
+        views: Sequence[memoryview],
+        checksums: Sequence[int | None],
+    ) -> None:
+        """Puts slots into the table, after which they are good; if that fails, none of them is."""
+        if not self._keep:
+            return
+        records = [
+            Record(start // self.granule, self._granules(view.nbytes), view.nbytes, checksum)
+            for start, view, checksum in zip(starts, views, checksums, strict=True)
+        ]
+        records.sort(key=lambda record: record.at)
+        try:
+            self.table.put(records)
+        except BaseException:
+            # Those that came there count for nothing while this process lives; that others do not
+            # find them is the best that can be had of a file that cannot be written.
+            with contextlib.suppress(OSError):
+                self.table.clear([record.at for record in records])
+            raise
+
+    def slot(self, slot: SupportsIndex) -> Descriptor:
+        """The descriptor of a slot."""
+        start = operator.index(slot)
+        found = self.space.lookup(start)
+        if found is None or found.kind is not SLOT or found.start != start:
+            inside = "" if found is None else f", but inside an allocation at {found.start:#x}"
+            inside = "" if found is not None and found.start == start else inside
+            raise NotAllocated(f"there is no slot at {start:#x} of {self.path}{inside}", start)
+        return found
+
+    def pinned(self, slots: Sequence[SupportsIndex]) -> list[Slot]:
+        """Slots that are pinned from now on, so that nobody frees them."""
+        found: list[Slot] = []
+        try:
+            for slot in slots:
+                it = self.slot(slot)
+                self.space.pin(it.start)
+                found.append(Slot(it))
+        except BaseException:
+            self.unpin(found)
+            raise
+        return found
+
+    def unpin(self, found: Iterable[Slot]) -> None:
+        for it in found:
+            self.space.unpin(it.start)
+
+    def free(self, slots: Iterable[SupportsIndex]) -> None:
+        """Frees slots: all, or none."""
+        wanted = list(slots)
+        with self._frees:
+            found = sorted(map(self.slot, wanted), key=lambda it: it.start)
+            self._free(found)
+        # Every one is to be noted.
+        if sum(self.holes.note(it.start, it.size) for it in found):
+            # Where that fails, it is tried again with what is freed next.
+            with contextlib.suppress(OSError):
+                self.holes.punch()
+
+    def _free(self, found: Sequence[Descriptor]) -> None:
+        """Frees slots, which are in order: from the table first, then from the space."""
+        for before, it in itertools.pairwise(found):
+            if before.start == it.start:
+                raise ValueError(f"slots must be different ones, but {it.start:#x} comes twice")
+        for it in found:
+            if it.pins:
+                raise Busy(
+                    f"the slot at {it.start:#x} is pinned {it.pins} times", it.start, it.pins
+                )
+        records = [Slot(it).record(self.granule) for it in found]
+        try:
+            if self._keep:
+                self.table.clear([record.at for record in records])
+            self.space.free_many([it.start for it in found])
+        except BaseException:
+            # A reader has come between, or the table cannot be written.
+            if self._keep:
+                with contextlib.suppress(OSError):
+                    self.table.put(records)
+            raise
+
+    def resize(self, before: int, size: int) -> None:
+        """Sets the size of the file and of its table; if that fails, both are as they were."""
+        try:
+            self.file.truncate(size)
+            self.table.write_header(Header(self.granule, size, os.getpid()))
+        except BaseException:
+            with contextlib.suppress(OSError):
+                self.table.write_header(Header(self.granule, before, os.getpid()))
+                self.file.truncate(before)
+            raise
+
+    # For `shrinking`, while nobody else is inside.
+
+    def copy(self, old: int, new: int) -> None:
+        """Copies the bytes of a slot to an allocation that is to be one, and makes it good."""
+        it = Slot(self.slot(old))
+        buffer = memoryview(bytearray(min(it.length, _COPIED)))
+        for start in range(0, it.length, _COPIED):
+            piece = buffer[: min(_COPIED, it.length - start)]
+            try:
+                self.file.read_into([piece], old + start)
+            except FileEnd as error:
+                raise self._ends(error, old) from error
+            self.file.write([piece], new + start)
+        self._describe(new, it.length, it.checksum)
+        if self._keep:
+            record = it.record(self.granule)
+            self.table.put([dataclasses.replace(record, at=new // self.granule)])
+
+    def release(self, slots: Iterable[int]) -> None:
+        """Frees allocations that are slots or were to be some."""
+        ordered = sorted(slots)
+        if self._keep:
+            self.table.clear([slot // self.granule for slot in ordered])
+        found = [it for it in map(self.space.lookup, ordered) if it is not None]
+        self.space.free_many(ordered)
+        for it in found:
+            self.holes.note(it.start, it.size)
+
+    def reinstate(self, it: Slot, owner: Any) -> None:
+        """Has a slot be there again whose bytes are still in the file."""
+        if self.space.lookup(it.start) is None:
+            self.space.alloc_at(it.start, it.size, kind=SLOT, owner=owner)
+            self._describe(it.start, it.length, it.checksum)
+        if self._keep:
+            with contextlib.suppress(OSError):
+                self.table.put([it.record(self.granule)])
+
+    def cut(self, before: int, size: int) -> None:
+        """Takes away what is behind `size`, where no slot is."""
+        self.space.remove(size, before - size)
+        try:
+            self.table.write_header(Header(self.granule, size, os.getpid()))
+        except BaseException:
+            self.space.add(size, before - size)
+            with contextlib.suppress(OSError):
+                self.table.write_header(Header(self.granule, before, os.getpid()))
+            raise
+        # What is behind the size belongs to nothing, so a file that stays long is whole.
+        with contextlib.suppress(OSError):
+            self.file.truncate(size)
+
+
+@functools.lru_cache(maxsize=64)
+def _zeros(size: int) -> memoryview:
+    """What is between the data of two slots."""
+    return memoryview(bytes(size))
+
+
+def _opened(path: str, system: System, direct: bool) -> File:
+    """The file, locked; the error says who has it where that is known."""
+    try:
+        return File(path, system, direct=direct)
+    except BlockingIOError as error:
+        who = "somebody"
+        with contextlib.suppress(OSError, ValueError), open(path + _TABLE_SUFFIX, "rb") as file:
+            who = f"process {Header.unpack(file.read(HEADER_SIZE), path).process}"
+        message = f"the swap file is open already, by {who}"
+        raise BlockingIOError(errno.EWOULDBLOCK, message, path) from error
+
+
+def _remove(path: str) -> None:
+    with contextlib.suppress(OSError):
+        os.unlink(path)
+
+
+def _whole(name: str, value: Any) -> int:
+    try:
+        number = operator.index(value)
+    except TypeError:
+        kind = type(value).__name__
+        raise TypeError(f"{name} must be an integer, not {value!r} of type {kind}") from None
+    if not 0 <= number < 1 << 63:
+        raise OverflowError(f"{name} must be from 0 to 2**63 - 1, not {number}")
+    return number
+
+
+def _flag(name: str, value: Any) -> bool:
+    if not isinstance(value, (bool, np.bool_)):
+        raise TypeError(f"{name} must be True or False, not {value!r}")
+    return bool(value)
