@@ -63,6 +63,7 @@ GOOD: dict[str, dict[str, Any]] = {
         "relocate": True,
     },
     "plan_run": {"size": GRANULE, "align": GRANULE, "within": (BASE, BASE + SIZE), "fit": "first"},
+    "cheapest_window": {"size": GRANULE, "align": GRANULE, "within": (BASE, BASE + SIZE)},
     "compact": {"size": GRANULE, "count": 2, "within": (BASE, BASE + SIZE), "budget": GRANULE},
     "plan_compaction": {
         "size": GRANULE,
@@ -97,11 +98,15 @@ ARGUMENTS = [(method, name) for method, good in GOOD.items() for name in good]
 NOT_NUMBERS = ("within", "fit", "relocate", "addresses", "kind", "owner")
 NUMBERS = [(m, n) for m, n in ARGUMENTS if n not in NOT_NUMBERS]
 
-OPTIONAL = {("alloc_run", "align"), ("plan_run", "align"), ("alloc_scattered", "min_block")} | {
-    (method, name)
-    for method, name in ARGUMENTS
-    if name in ("within", "budget") or (method in ("retire", "restore") and name == "size")
-}
+OPTIONAL = (
+    {("alloc_scattered", "min_block")}
+    | {(method, "align") for method in ("alloc_run", "plan_run", "cheapest_window")}
+    | {
+        (method, name)
+        for method, name in ARGUMENTS
+        if name in ("within", "budget") or (method in ("retire", "restore") and name == "size")
+    }
+)
 """Arguments for which None means that they are not given."""
 
 

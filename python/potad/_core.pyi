@@ -133,6 +133,13 @@ class Space:
         within: _Window | None = None,
         fit: Literal["aligned", "first"] = "aligned",
     ) -> Plan: ...
+    def cheapest_window(
+        self,
+        size: SupportsIndex,
+        *,
+        align: SupportsIndex | None = None,
+        within: _Window | None = None,
+    ) -> tuple[int, int] | None: ...
     def compact(
         self,
         size: SupportsIndex,
