@@ -28,6 +28,7 @@ behind it is `potad.trace` and `potad.report`.
 from potad._core import Arena, Buffer, Descriptor, Kind, Space, __version__
 from potad.errors import Busy, Corrupt, NotAllocated, OutOfSpace, Poisoned, PotadError
 from potad.failure import Failure, Outcome
+from potad.pool.stats import PoolStats
 from potad.relocation import Compaction, Move, Obstacle, Plan
 from potad.swap import SwapFile
 from potad.usage import Report, Usage
@@ -48,6 +49,7 @@ __all__ = [
     "Outcome",
     "Plan",
     "Poisoned",
+    "PoolStats",
     "PotadError",
     "Report",
     "Space",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -62,17 +62,22 @@ class Report:
             lines.append((kind, owner, f"{row.allocations:,}", f"{row.size:,}", share))
         share = f"{1:.1%}" if total else "-"
         lines.append(("total", "", f"{self.allocations:,}", f"{total:,}", share))
-        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-        return "\n".join(
-            "  ".join(
-                cell.ljust(width) if at < 2 else cell.rjust(width)
-                for at, (cell, width) in enumerate(zip(line, widths, strict=True))
-            )
-            for line in lines
-        )
+        return aligned(lines, 2)
 
     def __repr__(self) -> str:
         return f"<potad.Report of {self.allocations} allocations of {self.size}>"
+
+
+def aligned(lines: Sequence[tuple[str, ...]], left: int) -> str:
+    """A table of equally long lines: the first `left` columns to the left, others to the right."""
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join(
+        "  ".join(
+            cell.ljust(width) if at < left else cell.rjust(width)
+            for at, (cell, width) in enumerate(zip(line, widths, strict=True))
+        ).rstrip()
+        for line in lines
+    )
 
 
 OWNER_WIDTH_MAX = 60
