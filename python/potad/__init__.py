@@ -28,6 +28,7 @@ behind it is `potad.trace` and `potad.report`.
 from potad._core import Arena, Buffer, Descriptor, Kind, Space, __version__
 from potad.errors import Busy, Corrupt, NotAllocated, OutOfSpace, Poisoned, PotadError
 from potad.failure import Failure, Outcome
+from potad.monitor import Server, serve
 from potad.pool.stats import PoolStats
 from potad.relocation import Compaction, Move, Obstacle, Plan
 from potad.swap import SwapFile
@@ -52,8 +53,10 @@ __all__ = [
     "PoolStats",
     "PotadError",
     "Report",
+    "Server",
     "Space",
     "SwapFile",
     "Usage",
     "__version__",
+    "serve",
 ]
