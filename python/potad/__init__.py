@@ -29,7 +29,7 @@ from potad._core import Arena, Buffer, Descriptor, Kind, Space, __version__
 from potad.errors import Busy, Corrupt, NotAllocated, OutOfSpace, Poisoned, PotadError
 from potad.failure import Failure, Outcome
 from potad.monitor import Server, serve
-from potad.pool.stats import PoolStats
+from potad.pool import Handle, Pin, Pool, PoolDict, PoolStats
 from potad.relocation import Compaction, Move, Obstacle, Plan
 from potad.swap import SwapFile
 from potad.usage import Report, Usage
@@ -42,14 +42,18 @@ __all__ = [
     "Corrupt",
     "Descriptor",
     "Failure",
+    "Handle",
     "Kind",
     "Move",
     "NotAllocated",
     "Obstacle",
     "OutOfSpace",
     "Outcome",
+    "Pin",
     "Plan",
     "Poisoned",
+    "Pool",
+    "PoolDict",
     "PoolStats",
     "PotadError",
     "Report",

@@ -1,18 +1,19 @@
 """Which object is evicted next: S3-FIFO, by bytes.
 
-Policy. Three first-in first-out queues, of Yang, Zhang, Qiu, Yue and Rashmi ("FIFO queues are all you
-need for cache eviction", SOSP 2023). What comes in goes into the *small* queue, a tenth of the memory.
-At its end, what was used more than once since goes on into the *main* queue, and the rest is evicted,
-but remembered in a queue of *ghosts*: if a ghost comes back, it goes to the main queue at once. At the
-end of the main queue what was used since goes round again, once for each use up to three.
+Policy. Three first-in first-out queues, of Yang, Zhang, Qiu, Yue and Rashmi ("FIFO queues are all
+you need for cache eviction", SOSP 2023). What comes in goes into the *small* queue, a tenth of the
+memory. At its end, what was used more than once since goes on into the *main* queue, and the rest
+is evicted, but remembered in a queue of *ghosts*: if a ghost comes back, it goes to the main queue
+at once. At the end of the main queue what was used since goes round again, once for each use up to
+three.
 
 Why this one. A scan goes through the small queue and touches nothing else, which is what LRU cannot
-do, nor SIEVE, and a use is a counter, nothing is moved: ARC and LRU move an entry with each. CLOCK-Pro
-comes close to it and is much harder to get right.
+do, nor SIEVE, and a use is a counter, nothing is moved: ARC and LRU move an entry with each.
+CLOCK-Pro comes close to it and is much harder to get right.
 
 What is different here. Objects have sizes, so shares are of bytes. Ghosts cost nothing, since an
-object that is swapped out is known anyway: a ghost is a mark on it. What cannot go, since it is pinned,
-is in use and goes round.
+object that is swapped out is known anyway: a ghost is a mark on it. What cannot go, since it is
+pinned, is in use and goes round.
 
 All of it is done with the pool locked.
 """
@@ -88,6 +89,10 @@ class Policy:
         self.main = Queue()
         self.ghosts = Queue()
 
+    def __iter__(self) -> Iterator[Object]:
+        """All that is in memory, but for victims that are being written."""
+        return chain(self.small, self.main)
+
     def insert(self, it: Object) -> None:
         """An object has come into memory."""
         it.uses = 0
@@ -133,6 +138,15 @@ class Policy:
         if found is not None:
             self._remember(found)
         return found
+
+    def clean_victim(self) -> Object | None:
+        """Takes out an object that can go without being written, used or not, if there is one."""
+        for it in self:
+            if it.clean and not it.pins and not it.is_moving and not it.lingers():
+                self.remove(it)
+                self._remember(it)
+                return it
+        return None
 
     def _stays(self, it: Object, queue: Queue) -> bool:
         """Whether an object that has come to a queue's end goes into the main one."""

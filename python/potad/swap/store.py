@@ -70,7 +70,7 @@ class Store:
     ) -> None:
         self.path = path
         self.granule = granule
-        self._checksums = checksums
+        self.checksums = checksums
         self._keep = keep
         # Held while slots are freed: of two who free one, the second is told.
         self._frees = threading.Lock()
@@ -167,7 +167,7 @@ class Store:
 
     def checksum(self, view: memoryview) -> int | None:
         """The checksum that some data is to be kept with, if any."""
-        return xxh3(view) if self._checksums else None
+        return xxh3(view) if self.checksums else None
 
     def write(
         self, views: Sequence[memoryview], checksums: Sequence[int | None], owners: Sequence[Any]
@@ -316,6 +316,8 @@ class Store:
 
     def _together(self, starts: Sequence[int], lengths: Sequence[int]) -> Iterator[list[int]]:
         """Which slots lie one behind the other, by number."""
+        if not starts:
+            return
         group = [0]
         for at in range(1, len(starts)):
             before = at - 1

@@ -135,6 +135,11 @@ class SwapFile:
         return self._store.file.direct
 
     @property
+    def checksums(self) -> bool:
+        """Whether slots are written with checksums."""
+        return self._store.checksums
+
+    @property
     def closed(self) -> bool:
         """Whether it was closed."""
         return self._gate.closed
@@ -219,9 +224,14 @@ class SwapFile:
             raise ValueError(f"owners must be {len(views)}, as many as data, not {len(named)}")
         if not views:
             return []
-        checksums = [self._store.checksum(view) for view in views]
+        return self._write_views(views, [self._store.checksum(view) for view in views], named)
+
+    def _write_views(
+        self, views: list[memoryview], checksums: list[int | None], owners: list[Any]
+    ) -> list[int]:
+        """`write_many` for somebody who has the checksums already."""
         with self._gate:
-            return self._store.write(views, checksums, named)
+            return self._store.write(views, checksums, owners)
 
     def read(self, slot: SupportsIndex) -> bytes:
         """What was written to a slot.

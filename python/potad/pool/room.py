@@ -1,0 +1,187 @@
+"""Room for an object: what goes for it, and what is moved.
+
+An object needs so many bytes of the pool's memory, and a run of them. The bytes are had first:
+victims go until there are enough, in the policy's order, and then they are reserved, so that nobody
+else takes them. If they are in pieces then, the run is made by moving what lies in between, which
+is memory copied and no input or output: so no more is evicted than is needed. Only where what is in
+the way has no room elsewhere, the place is chosen from which the least would have to go, and that
+is evicted.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from potad._core import Buffer
+from potad.errors import OutOfSpace
+from potad.pool.object import Object
+
+if TYPE_CHECKING:
+    from potad.pool.core import Core
+    from potad.pool.transfer import Leaving
+
+
+class Room:
+    """Takes memory for objects; none of it is called with the lock held, but where it says so."""
+
+    def __init__(self, core: Core) -> None:
+        self._core = core
+        self._placing = threading.Lock()
+
+    def take(self, it: Object, *, is_patient: bool = True) -> Buffer:
+        """A buffer for an object, whose bytes are reserved from then on, and which is landing.
+
+        Raises `OutOfSpace` if what is pinned leaves no room, or nothing else can be swapped out; if not
+        patient, also where somebody else's transfer would have to be waited for.
+        """
+        self.reserve(it.size, is_patient=is_patient)
+        core = self._core
+        try:
+            buffer = self._place(it, is_patient)
+        except BaseException:
+            with core.lock:
+                core.resident -= it.size
+                core.reserved -= it.size
+                core.changed.notify_all()
+            raise
+        with core.lock:
+            core.landing += 1
+        return buffer
+
+    def give_back(self, it: Object, buffer: Buffer) -> None:
+        """Undoes `take`."""
+        core = self._core
+        with core.lock:
+            core.give_up(buffer)
+            core.resident -= it.size
+            core.landed(it)
+
+    def reserve(self, size: int, *, is_patient: bool = True) -> None:
+        """Reserves so many bytes, evicting what has to go."""
+        core = self._core
+        cause: Exception | None = None
+        while True:
+            with core.lock:
+                core.bury_dead()
+                core.must_be_usable()
+                lacking = core.resident + size - core.limit
+                if lacking <= 0:
+                    core.resident += size
+                    core.reserved += size
+                    return
+                # Enough, if all goes that is not pinned and in nobody's hands; or there will be, or not,
+                # when others have what they have reserved memory for.
+                is_enough = lacking <= core.resident - core.reserved - core.pinned
+                leaving: list[Leaving] = []
+                evicted = 0
+                if is_enough:
+                    leaving, evicted = self._victims(lacking, only_clean=cause is not None)
+                if not leaving and not evicted:
+                    if not is_patient or not (core.moving or core.reserved):
+                        raise core.no_room(size, cause)
+                    core.changed.wait()
+            cause = core.transfer.write_out(leaving, evict=True) or cause
+            core.worker.write_ahead()
+
+    def _victims(self, size: int, *, only_clean: bool) -> tuple[list[Leaving], int]:
+        """Evicts clean victims, and begins to write the others: so many bytes, if there are.
+        Locked.
+
+        Returns what is to be written, and how many bytes were evicted.
+        """
+        core = self._core
+        leaving: list[Leaving] = []
+        evicted = found = 0
+        while found < size:
+            it = core.policy.clean_victim() if only_clean else core.policy.victim()
+            if it is None:
+                break
+            if it.clean:
+                if core.evict(it):
+                    core.counters.evictions_clean += 1
+                    evicted += it.size
+                    found += it.size
+            elif (begun := core.transfer.begin(it)) is not None:
+                leaving.append(begun)
+                found += it.size
+        return leaving, evicted
+
+    def _place(self, it: Object, is_patient: bool) -> Buffer:
+        """A run for an object whose bytes are reserved."""
+        with contextlib.suppress(OutOfSpace):
+            return self._buffer(it, relocate=False)
+        # One at a time: what one moves is in the way of another.
+        with self._placing:
+            while True:
+                ended = self._core.ended
+                buffer, leaving, evicted = self._try_to_place(it)
+                if buffer is not None:
+                    return buffer
+                error = self._core.transfer.write_out(leaving, evict=True)
+                if error is not None or (not leaving and not evicted):
+                    self._wait(it.size, ended, is_patient, error)
+
+    def _try_to_place(self, it: Object) -> tuple[Buffer | None, list[Leaving], int]:
+        """A run for an object; or what is to be written to make one, and how much was evicted."""
+        core, space = self._core, self._core.arena.space
+        with contextlib.suppress(OutOfSpace):
+            return self._buffer(it, relocate=False), [], 0
+        if (lacking := it.size - space.available) > 0:
+            # Others use the arena as well.
+            with core.lock:
+                return None, *self._victims(lacking, only_clean=False)
+        window = space.cheapest_window(it.size, align=it.align)
+        if window is None:
+            return None, [], 0
+        start, cost = window
+        with contextlib.suppress(OutOfSpace):
+            buffer = self._buffer(it, relocate=True)
+            with core.lock:
+                core.counters.moved_bytes += cost
+            return buffer, [], 0
+        with core.lock:
+            return None, *self._clear(start, it.size)
+
+    def _wait(self, size: int, ended: int, is_patient: bool, cause: Exception | None) -> None:
+        """Waits for something to land or to be written: it can be moved then, or evicted.
+
+        `ended` is how often that had happened when all was looked at.
+        """
+        core = self._core
+        with core.lock:
+            if ended != core.ended and cause is None:
+                return
+            if cause is not None or not is_patient or not (core.moving or core.landing):
+                raise core.no_room(size, cause)
+            core.changed.wait()
+
+    def _buffer(self, it: Object, *, relocate: bool) -> Buffer:
+        arena = self._core.arena
+        if it.align is None and not relocate:
+            return arena.alloc(it.nbytes, it.kind, it)
+        return arena.alloc_run(it.nbytes, align=it.align, relocate=relocate, kind=it.kind, owner=it)
+
+    def _clear(self, start: int, size: int) -> tuple[list[Leaving], int]:
+        """Evicts what touches a range, or begins to write it, as far as it is ours. Locked."""
+        core = self._core
+        granules = np.arange(start, start + size, core.granule, dtype=np.uint64)
+        starts, sizes = core.arena.space.lookup_many(granules)
+        leaving: list[Leaving] = []
+        evicted = 0
+        for address in map(int, np.unique(starts[sizes != 0])):
+            found = core.arena.space.lookup(address)
+            it = None if found is None else found.owner
+            if not isinstance(it, Object) or it not in core.objects or it.buffer is None:
+                continue
+            if it.pins or it.is_moving or it.lingers():
+                continue
+            core.policy.remove(it)
+            if it.clean:
+                evicted += core.evict(it) * it.size
+            elif (begun := core.transfer.begin(it)) is not None:
+                leaving.append(begun)
+        return leaving, evicted

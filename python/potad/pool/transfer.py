@@ -1,0 +1,350 @@
+"""Objects' bytes between memory and the swap file.
+
+Writing. An object may be pinned while it is written, and written to: then what came to the file is
+not kept. What may have been changed and was not, its checksum says, is not written again. Old
+copies are freed once new ones are good.
+
+An object is one slot, if the file has room for it in one piece; otherwise it is cut in two as often
+as it takes.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Sequence
+from itertools import chain
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from potad._core import Buffer, xxh3
+from potad.errors import NotAllocated, OutOfSpace, Poisoned, PotadError
+from potad.pool.object import Copy, Object
+from potad.swap import SwapFile
+
+if TYPE_CHECKING:
+    from potad.pool.core import Core
+
+# With less than this share of the swap file free, what was read in gives up its copy, as Linux
+# does.
+_SCARCE_SHARE = 4
+
+
+class Leaving:
+    """An object that is being written: what of it, and as of when."""
+
+    __slots__ = ("buffer", "checksum", "copy", "error", "it", "version", "view")
+
+    def __init__(self, it: Object, buffer: Buffer) -> None:
+        self.it = it
+        self.buffer = buffer
+        # Pins it for the arena, so that it is not moved meanwhile.
+        self.view = memoryview(buffer)
+        self.version = it.version
+        self.checksum: int | None = None
+        self.copy: Copy | None = None
+        self.error: Exception | None = None
+
+
+class Transfer:
+    """Writes objects and reads them; called without the lock, but where it says so."""
+
+    def __init__(self, core: Core) -> None:
+        self._core = core
+
+    # Out.
+
+    def begin(self, it: Object) -> Leaving | None:
+        """Begins to write an object that nobody may write to, if it has its memory. Locked."""
+        assert it.buffer is not None
+        assert not it.writers
+        try:
+            leaving = Leaving(it, it.buffer)
+        except NotAllocated:
+            self._core.forsake(it, "somebody else has freed its memory")
+            return None
+        it.is_moving = True
+        self._core.moving += 1
+        return leaving
+
+    def write_out(self, batch: Sequence[Leaving], *, evict: bool) -> Exception | None:
+        """Writes objects, and evicts them if they can go then; the first error, if any."""
+        if not batch:
+            return None
+        try:
+            self._write(batch)
+        finally:
+            # Also if it was interrupted: they are no longer being written.
+            with self._core.lock:
+                for it in batch:
+                    it.view.release()
+                    self._end(it, evict)
+                self._core.changed.notify_all()
+        self.empty_trash()
+        return next((it.error for it in batch if it.error is not None), None)
+
+    def _write(self, batch: Sequence[Leaving]) -> None:
+        changed: list[Leaving] = []
+        for it in batch:
+            old = it.it.copy
+            it.checksum = xxh3(it.view) if self._core.swap.checksums else None
+            if old is not None and it.checksum is not None and old.checksum == it.checksum:
+                it.copy = old
+            else:
+                changed.append(it)
+        if not changed:
+            return
+        began = time.perf_counter_ns()
+        try:
+            self._write_together(changed)
+        except (OSError, PotadError):
+            # One may fail where others need not.
+            self.make_swap_room(sum(it.it.size for it in changed))
+            for it in changed:
+                self._write_alone(it)
+        took = time.perf_counter_ns() - began
+        with self._core.lock:
+            self._core.counters.write_latency.add(took // len(changed))
+            for it in changed:
+                if it.copy is not None:
+                    self._core.counters.bytes_out += it.it.nbytes
+                    it.it.group.account.bytes_out += it.it.nbytes
+                if isinstance(it.error, OSError):
+                    self._core.counters.io_errors += 1
+
+    def _write_together(self, batch: Sequence[Leaving]) -> None:
+        copies = [Copy(it.checksum) for it in batch]
+        views, checksums = [it.view for it in batch], [it.checksum for it in batch]
+        slots = self._core.swap._write_views(views, checksums, copies)
+        for it, copy, slot in zip(batch, copies, slots, strict=True):
+            copy.slots = (slot,)
+            it.copy = copy
+
+    def _write_alone(self, it: Leaving) -> None:
+        copy = Copy(None)
+        try:
+            self._write_pieces(it.view, copy)
+        except (OSError, PotadError) as error:
+            it.error = error
+            self._core.trash.append(copy)
+            return
+        if len(copy.slots) == 1:
+            copy.checksum = it.checksum
+        it.copy = copy
+
+    def _write_pieces(self, view: memoryview, copy: Copy) -> None:
+        """Writes bytes to one slot, or to several where there is no room for one."""
+        try:
+            copy.slots += (self._core.swap.write(view, owner=copy),)
+        except OutOfSpace as error:
+            half = view.nbytes // 2 // self._core.swap.granule * self._core.swap.granule
+            if error.reason != "fragmented" or not half:
+                raise
+            self._write_pieces(view[:half], copy)
+            self._write_pieces(view[half:], copy)
+
+    def _end(self, leaving: Leaving, evict: bool) -> None:
+        """An object is written, or will not be; locked."""
+        core, it, copy = self._core, leaving.it, leaving.copy
+        it.is_moving = False
+        core.moving -= 1
+        core.ended += 1
+        is_as_written = it.buffer is leaving.buffer and it.version == leaving.version
+        if copy is not None and copy is not it.copy:
+            if is_as_written and not it.is_dead and not it.lost:
+                if it.copy is not None:
+                    core.trash.append(it.copy)
+                it.copy = copy
+            else:
+                core.trash.append(copy)
+        if copy is not None and copy is it.copy and is_as_written and not it.clean:
+            it.clean = True
+            core.dirty -= it.size
+        if it.is_dead:
+            core.put_away(it)
+        elif evict and it.buffer is leaving.buffer:
+            if it.clean and not it.pins and not it.lingers():
+                core.evict(it)
+            else:
+                core.policy.put_back(it)
+
+    def make_swap_room(self, size: int) -> None:
+        """Frees copies that are not needed, if the swap file has not so much room."""
+        core = self._core
+        self.empty_trash()
+        with core.lock:
+            lacking = size - core.swap.space.available
+            for it in chain(core.policy.main, core.policy.small):
+                if lacking <= 0:
+                    break
+                if it.copy is not None and not it.is_moving:
+                    lacking -= it.size
+                    self._drop_copy(it)
+        self.empty_trash()
+
+    def _drop_copy(self, it: Object) -> None:
+        """An object that is resident gives up its copy; locked."""
+        assert it.copy is not None
+        if it.clean:
+            it.clean = False
+            self._core.dirty += it.size
+        self._core.trash.append(it.copy)
+        it.copy = None
+
+    def empty_trash(self) -> None:
+        """Frees slots that are of no use any more; what cannot be freed now, the next time."""
+        empty_trash(self._core.swap, self._core.trash)
+
+    # In.
+
+    def fetch(self, it: Object, write: bool) -> Buffer:
+        """Reads an object that is marked as arriving, and pins it."""
+        core = self._core
+        with core.lock:
+            core.arriving += 1
+        try:
+            while True:
+                buffer = core.room.take(it)
+                error = self._read([(it, buffer)])[0]
+                with core.lock:
+                    is_spoiled, it.is_spoiled = it.is_spoiled, False
+                    if error is None and not is_spoiled:
+                        self._arrive(it, buffer)
+                        return core.pinned_at(it, buffer, write, is_hit=False)
+                core.room.give_back(it, buffer)
+                if error is not None:
+                    raise error
+        finally:
+            self._end_arrival(it)
+
+    def fetch_ahead(self, batch: Sequence[Object]) -> None:
+        """Reads objects that are marked as arriving, as far as there is room."""
+        core = self._core
+        with core.lock:
+            core.arriving += len(batch)
+        found: list[tuple[Object, Buffer]] = []
+        try:
+            for it in batch:
+                try:
+                    found.append((it, core.room.take(it, is_patient=False)))
+                except (OSError, PotadError, ValueError):
+                    break
+            errors = self._read(found)
+            with core.lock:
+                while found:
+                    (it, buffer), error = found.pop(), errors.pop()
+                    is_spoiled, it.is_spoiled = it.is_spoiled, False
+                    if error is None and not is_spoiled:
+                        self._arrive(it, buffer)
+                        it.is_ahead = True
+                        core.counters.read_ahead += 1
+                    else:
+                        core.room.give_back(it, buffer)
+        finally:
+            for it, buffer in found:
+                core.room.give_back(it, buffer)
+            for it in batch:
+                self._end_arrival(it)
+
+    def _read(self, batch: Sequence[tuple[Object, Buffer]]) -> list[Exception | None]:
+        """Reads objects into buffers; what went wrong with each."""
+        began = time.perf_counter_ns()
+        errors: list[Exception | None] = [None] * len(batch)
+        if not batch:
+            return errors
+        try:
+            self._read_together(batch)
+        except (OSError, PotadError) as raised:
+            errors = [raised] if len(batch) == 1 else [self._read_alone(it) for it in batch]
+        took = time.perf_counter_ns() - began
+        core = self._core
+        with core.lock:
+            core.counters.read_latency.add(took // len(batch))
+            for at, (it, _) in enumerate(batch):
+                error = errors[at]
+                if error is None:
+                    core.counters.bytes_in += it.nbytes
+                    it.group.account.bytes_in += it.nbytes
+                elif isinstance(error, OSError):
+                    core.counters.io_errors += 1
+                elif it.lost is None:
+                    core.lose(it, str(error))
+                    errors[at] = Poisoned(f"the object of {it.nbytes} bytes is lost: {error}")
+        return errors
+
+    def _read_alone(self, one: tuple[Object, Buffer]) -> Exception | None:
+        try:
+            self._read_together([one])
+        except (OSError, PotadError) as error:
+            return error
+        return None
+
+    def _read_together(self, batch: Sequence[tuple[Object, Buffer]]) -> None:
+        while True:
+            before = [it.copy.slots if it.copy is not None else () for it, _ in batch]
+            try:
+                slots, views = self._pieces(batch)
+                self._core.swap.read_many_into(slots, views)
+                return
+            except NotAllocated:
+                # The file may have been cut meanwhile, and slots moved.
+                after = [it.copy.slots if it.copy is not None else () for it, _ in batch]
+                if after == before:
+                    raise
+
+    def _pieces(self, batch: Sequence[tuple[Object, Buffer]]) -> tuple[list[int], list[memoryview]]:
+        """The slots of objects, and what of their buffers each of them has."""
+        slots: list[int] = []
+        views: list[memoryview] = []
+        for it, buffer in batch:
+            assert it.copy is not None
+            view, start, own = memoryview(buffer), 0, it.copy.slots
+            for slot in own:
+                length = view.nbytes if len(own) == 1 else self._core.swap.length(slot)
+                slots.append(slot)
+                views.append(view[start : start + length])
+                start += length
+        return slots, views
+
+    def _arrive(self, it: Object, buffer: Buffer) -> None:
+        """An object has been read; locked."""
+        core = self._core
+        it.clean = True
+        core.arrive(it, buffer)
+        if it.record is not None and (record := buffer.descriptor.record) is not None:
+            record[()] = np.frombuffer(it.record, record.dtype)[0]
+        space = core.swap.space
+        if space.available * _SCARCE_SHARE < space.size:
+            self._drop_copy(it)
+
+    def _end_arrival(self, it: Object) -> None:
+        core = self._core
+        with core.lock:
+            event: threading.Event | None
+            event, it.arriving = it.arriving, None
+            core.arriving -= 1
+            if it.is_dead:
+                core.put_away(it)
+            core.changed.notify_all()
+        if event is not None:
+            event.set()
+        self.empty_trash()
+
+
+def empty_trash(swap: SwapFile, trash: deque[Copy]) -> None:
+    """Frees the slots of copies that are of no use any more; those that cannot be freed stay."""
+    failed: list[Copy] = []
+    while trash:
+        try:
+            copy = trash.popleft()
+        except IndexError:
+            break  # another thread was quicker
+        try:
+            swap.free_many(copy.slots)
+        except (OSError, PotadError):
+            failed.append(copy)
+        except ValueError:
+            pass  # the file is closed
+    trash.extend(failed)
