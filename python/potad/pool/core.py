@@ -26,7 +26,7 @@ from potad.failure import Failure, Outcome
 from potad.pool.accounts import Accounts
 from potad.pool.counters import Counters
 from potad.pool.handle import Handle, Told
-from potad.pool.object import Copy, Object
+from potad.pool.object import Copy, Held, Object
 from potad.pool.policy import Policy
 from potad.pool.room import Room
 from potad.pool.transfer import Transfer
@@ -70,8 +70,9 @@ class Core:
         self.arriving = 0
         # Objects that have memory, and need nobody else to arrive.
         self.landing = 0
-        # How often one of those has arrived, or one has been written.
-        self.ended = 0
+        # How often one of those has arrived, one has been written, or one has come to be pinned or
+        # not: all that changes what is in the way of others.
+        self.changes = 0
         self.objects: set[Object] = set()
         self.policy = Policy(limit)
         self.accounts = Accounts()
@@ -81,7 +82,7 @@ class Core:
 
         # Not guarded, but safe to add to from a finaliser: handles and pins that nobody has any
         # more.
-        self.dead: deque[tuple[Object, Buffer | None, bool]] = deque()
+        self.dead: deque[Object | Held] = deque()
         # Slots to be freed, when that is convenient.
         self.trash: deque[Copy] = deque()
         self.room = Room(self)
@@ -122,7 +123,7 @@ class Core:
         """An object needs no memory any more, since it has some or gives it up; locked."""
         self.reserved -= it.size
         self.landing -= 1
-        self.ended += 1
+        self.changes += 1
         self.changed.notify_all()
 
     def leave(self, it: Object) -> None:
@@ -205,25 +206,30 @@ class Core:
     def bury_dead(self) -> None:
         """Puts away what was collected; locked."""
         while self.dead:
-            it, buffer, write = self.dead.popleft()
-            if buffer is None:
-                self.bury(it)
+            it = self.dead.popleft()
+            if isinstance(it, Held):
+                self.unpin(it)
             else:
-                self.unpin(it, buffer, write, lingers=True)
+                self.bury(it)
 
     # Pins.
 
-    def pin(self, it: Object, write: bool) -> Buffer:
-        """The buffer of an object, which stays where it is from now on."""
+    def pin(self, it: Object, write: bool) -> Held:
+        """An object's bytes, which stay where they are from now on."""
         with self.lock:
             self.must_be_usable(it)
             if it.buffer is not None:
-                return self.pinned_at(it, it.buffer, write, is_hit=True)
+                with contextlib.suppress(NotAllocated):
+                    return self.pinned_at(it, it.buffer, write, is_hit=True)
+                self.forsake(it, "somebody else has freed its memory")
         return self._fault(it, write)
 
-    def pinned_at(self, it: Object, buffer: Buffer, write: bool, *, is_hit: bool) -> Buffer:
+    def pinned_at(self, it: Object, buffer: Buffer, write: bool, *, is_hit: bool) -> Held:
+        """Pins an object that is resident, for the arena as well; locked."""
+        view = memoryview(buffer) if write else memoryview(buffer).toreadonly()
         account = it.group.account
         if not it.pins:
+            self.changes += 1
             self.pinned += it.size
             it.group.pinned += 1
             it.group.pinned_size += it.size
@@ -244,7 +250,7 @@ class Core:
             account.faults += 1
             self.counters.faults += 1
         it.is_fresh = it.is_ahead = False
-        return buffer
+        return Held(it, buffer, view)
 
     def soil(self, it: Object) -> None:
         """Somebody may write to an object from now on; locked."""
@@ -253,17 +259,25 @@ class Core:
             it.clean = False
             self.dirty += it.size
 
-    def unpin(self, it: Object, buffer: Buffer, write: bool, *, lingers: bool) -> None:
-        """Ends a pin. `lingers` says that somebody may still see what it let him see."""
+    def unpin(self, held: Held) -> None:
+        """Ends a pin."""
+        it, write = held.it, not held.view.readonly
         with self.lock:
+            lingers = False
+            try:
+                held.view.release()
+            except BufferError:
+                # An array or the like sees it still.
+                lingers = True
             # Otherwise its memory has failed meanwhile, and the pin with it.
-            if it.buffer is buffer:
+            if it.buffer is held.buffer:
                 it.pins -= 1
                 it.writers -= write
                 it.lingering |= lingers
                 it.group.account.pins -= 1
                 if not it.pins:
                     self._unpinned(it, 0)
+                    self.changes += 1
 
     def _unpinned(self, it: Object, pins: int) -> None:
         it.group.account.pins -= pins
@@ -271,12 +285,13 @@ class Core:
         it.group.pinned -= 1
         it.group.pinned_size -= it.size
 
-    def _fault(self, it: Object, write: bool) -> Buffer:
+    def _fault(self, it: Object, write: bool) -> Held:
         began = time.perf_counter_ns()
         while True:
             with self.lock:
                 self.must_be_usable(it)
                 if it.buffer is not None:
+                    # Somebody else has read it.
                     self.counters.fault_latency.add(time.perf_counter_ns() - began)
                     return self.pinned_at(it, it.buffer, write, is_hit=False)
                 arriving = it.arriving
@@ -286,10 +301,10 @@ class Core:
                 arriving.wait()
                 continue
             # What comes in is pinned at once, before anybody can take its memory again.
-            buffer = self.transfer.fetch(it, write)
+            held = self.transfer.fetch(it, write)
             with self.lock:
                 self.counters.fault_latency.add(time.perf_counter_ns() - began)
-            return buffer
+            return held
 
     # What goes wrong.
 
@@ -334,12 +349,6 @@ class Core:
         if it.copy is not None:
             self.trash.append(it.copy)
             it.copy = None
-
-    def disowned(self, it: Object, buffer: Buffer) -> None:
-        """Somebody has freed an object's buffer by the arena's own calls."""
-        with self.lock:
-            if it.buffer is buffer:
-                self.forsake(it, "somebody else has freed its memory")
 
     def must_be_usable(self, it: Object | None = None) -> None:
         """Raises if the pool or the object is of no use any more; locked."""

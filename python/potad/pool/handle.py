@@ -7,13 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from potad._core import Buffer, Kind
-from potad.errors import NotAllocated
+from potad._core import Kind
 from potad.failure import Failure
 
 if TYPE_CHECKING:
     from potad.pool.core import Core
-    from potad.pool.object import Object
+    from potad.pool.object import Held, Object
 
 
 class Handle:
@@ -35,18 +34,22 @@ class Handle:
     >>> pool.close(); swap.close(); directory.cleanup()
     """
 
-    __slots__ = ("__weakref__", "_core", "_object", "owner")
+    __slots__ = ("__weakref__", "_core", "_object", "_owner")
 
     def __init__(self, core: Core, it: Object, owner: Any) -> None:
         self._core = core
         self._object = it
-        # Whose it is: told when the object is lost.
-        self.owner = owner
+        self._owner = owner
 
     @property
     def nbytes(self) -> int:
         """How many bytes it has."""
         return self._object.nbytes
+
+    @property
+    def owner(self) -> Any:
+        """Whose it is: who is told if it is lost."""
+        return self._owner
 
     @property
     def kind(self) -> Kind:
@@ -95,7 +98,8 @@ class Handle:
             write: whether the view can be written to. If not, the object need not be written to the
                 swap file again for this pin.
 
-        Returns: a context manager, to be entered once; its value is a `memoryview` of bytes.
+        Returns: a context manager, to be entered once at a time; its value is a `memoryview` of
+            bytes.
 
         Raises, when it is entered:
             OutOfSpace: everything else is pinned; `in_the_way` says whose it is.
@@ -154,38 +158,26 @@ class Handle:
         # On any thread, at any moment: it is only noted here.
         core, it = self._core, self._object
         if not it.is_dead:
-            core.dead.append((it, None, False))
+            core.dead.append(it)
             core.worker.wake()
 
 
 class Pin:
     """An object in memory, from when this context is entered until it is left."""
 
-    __slots__ = ("_buffer", "_handle", "_view", "_write")
+    __slots__ = ("_handle", "_held", "_write")
 
     def __init__(self, handle: Handle, write: bool) -> None:
         self._handle = handle
         self._write = write
-        self._buffer: Buffer | None = None
-        self._view: memoryview | None = None
+        self._held: Held | None = None
 
     def __enter__(self) -> memoryview:
-        if self._buffer is not None:
-            raise RuntimeError("a pin is entered once: take another one")
-        core, it = self._handle._core, self._handle._object
-        while True:
-            buffer = core.pin(it, self._write)
-            try:
-                view = memoryview(buffer)
-                break
-            except NotAllocated:
-                core.disowned(it, buffer)
-            except BaseException:
-                core.unpin(it, buffer, self._write, lingers=False)
-                raise
-        self._view = view if self._write else view.toreadonly()
-        self._buffer = buffer
-        return self._view
+        if self._held is not None:
+            raise RuntimeError("the pin is entered already: take another one")
+        handle = self._handle
+        self._held = held = handle._core.pin(handle._object, self._write)
+        return held.view
 
     def __exit__(
         self,
@@ -193,24 +185,15 @@ class Pin:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        buffer, view = self._buffer, self._view
-        if buffer is None or view is None:
-            return
-        self._view = None
-        lingers = False
-        try:
-            view.release()
-        except BufferError:
-            # An array or the like sees it still.
-            lingers = True
-        handle = self._handle
-        handle._core.unpin(handle._object, buffer, self._write, lingers=lingers)
+        held, self._held = self._held, None
+        if held is not None:
+            self._handle._core.unpin(held)
 
     def __del__(self) -> None:
         # Entered and never left. On any thread, at any moment: it is only noted here.
-        if self._view is not None and self._buffer is not None:
+        if self._held is not None:
             core = self._handle._core
-            core.dead.append((self._handle._object, self._buffer, self._write))
+            core.dead.append(self._held)
             core.worker.wake()
 
 

@@ -145,3 +145,14 @@ class Object:
 
     def __repr__(self) -> str:
         return f"<object of {self.nbytes} bytes of {self.owner!r}>"
+
+
+class Held:
+    """A pin: what was pinned, where it was then, and the view that was given."""
+
+    __slots__ = ("buffer", "it", "view")
+
+    def __init__(self, it: Object, buffer: Buffer, view: memoryview) -> None:
+        self.it = it
+        self.buffer = buffer
+        self.view = view

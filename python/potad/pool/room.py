@@ -25,6 +25,10 @@ if TYPE_CHECKING:
     from potad.pool.transfer import Leaving
 
 
+# How often a run is looked for while pins come and go that may be in its way.
+_ROUNDS = 100
+
+
 class Room:
     """Takes memory for objects; none of it is called with the lock held, but where it says so."""
 
@@ -35,22 +39,19 @@ class Room:
     def take(self, it: Object, *, is_patient: bool = True) -> Buffer:
         """A buffer for an object, whose bytes are reserved from then on, and which is landing.
 
-        Raises `OutOfSpace` if what is pinned leaves no room, or nothing else can be swapped out; if not
-        patient, also where somebody else's transfer would have to be waited for.
+        Raises `OutOfSpace` if what is pinned leaves no room, or nothing else can be swapped out; if
+        not patient, also where somebody else's transfer would have to be waited for.
         """
         self.reserve(it.size, is_patient=is_patient)
-        core = self._core
         try:
-            buffer = self._place(it, is_patient)
+            return self._place(it, is_patient)
         except BaseException:
+            core = self._core
             with core.lock:
                 core.resident -= it.size
                 core.reserved -= it.size
                 core.changed.notify_all()
             raise
-        with core.lock:
-            core.landing += 1
-        return buffer
 
     def give_back(self, it: Object, buffer: Buffer) -> None:
         """Undoes `take`."""
@@ -73,8 +74,8 @@ class Room:
                     core.resident += size
                     core.reserved += size
                     return
-                # Enough, if all goes that is not pinned and in nobody's hands; or there will be, or not,
-                # when others have what they have reserved memory for.
+                # Enough, if all goes that is not pinned and in nobody's hands. Otherwise there may
+                # be when others have what they have reserved memory for.
                 is_enough = lacking <= core.resident - core.reserved - core.pinned
                 leaving: list[Leaving] = []
                 evicted = 0
@@ -112,24 +113,32 @@ class Room:
 
     def _place(self, it: Object, is_patient: bool) -> Buffer:
         """A run for an object whose bytes are reserved."""
-        with contextlib.suppress(OutOfSpace):
-            return self._buffer(it, relocate=False)
-        # One at a time: what one moves is in the way of another.
-        with self._placing:
-            while True:
-                ended = self._core.ended
+        if (buffer := self._free_run(it)) is not None:
+            return buffer
+        # One at a time: what one moves is in the way of another. Who is not patient has memory in
+        # his hands that another may wait for.
+        if not self._placing.acquire(blocking=is_patient):
+            with self._core.lock:
+                raise self._core.no_room(it.size)
+        try:
+            for left in reversed(range(_ROUNDS)):
+                changes = self._core.changes
                 buffer, leaving, evicted = self._try_to_place(it)
                 if buffer is not None:
                     return buffer
                 error = self._core.transfer.write_out(leaving, evict=True)
                 if error is not None or (not leaving and not evicted):
-                    self._wait(it.size, ended, is_patient, error)
+                    self._wait(it.size, changes if left else None, is_patient, error)
+        finally:
+            self._placing.release()
+        with self._core.lock:
+            raise self._core.no_room(it.size)
 
     def _try_to_place(self, it: Object) -> tuple[Buffer | None, list[Leaving], int]:
         """A run for an object; or what is to be written to make one, and how much was evicted."""
         core, space = self._core, self._core.arena.space
-        with contextlib.suppress(OutOfSpace):
-            return self._buffer(it, relocate=False), [], 0
+        if (buffer := self._free_run(it)) is not None:
+            return buffer, [], 0
         if (lacking := it.size - space.available) > 0:
             # Others use the arena as well.
             with core.lock:
@@ -139,31 +148,46 @@ class Room:
             return None, [], 0
         start, cost = window
         with contextlib.suppress(OutOfSpace):
-            buffer = self._buffer(it, relocate=True)
+            # Not locked: others' owners are asked. Who else makes a run waits for us.
+            buffer = core.arena.alloc_run(
+                it.nbytes, align=it.align, relocate=True, kind=it.kind, owner=it
+            )
             with core.lock:
+                core.landing += 1
                 core.counters.moved_bytes += cost
             return buffer, [], 0
         with core.lock:
             return None, *self._clear(start, it.size)
 
-    def _wait(self, size: int, ended: int, is_patient: bool, cause: Exception | None) -> None:
+    def _wait(
+        self, size: int, changes: int | None, is_patient: bool, cause: Exception | None
+    ) -> None:
         """Waits for something to land or to be written: it can be moved then, or evicted.
 
-        `ended` is how often that had happened when all was looked at.
+        `changes` is how many there had been when all was looked at: if there were others since, it
+        is worth another look.
         """
         core = self._core
         with core.lock:
-            if ended != core.ended and cause is None:
+            if changes is not None and changes != core.changes and cause is None:
                 return
             if cause is not None or not is_patient or not (core.moving or core.landing):
                 raise core.no_room(size, cause)
             core.changed.wait()
 
-    def _buffer(self, it: Object, *, relocate: bool) -> Buffer:
-        arena = self._core.arena
-        if it.align is None and not relocate:
-            return arena.alloc(it.nbytes, it.kind, it)
-        return arena.alloc_run(it.nbytes, align=it.align, relocate=relocate, kind=it.kind, owner=it)
+    def _free_run(self, it: Object) -> Buffer | None:
+        """A run for an object that is free as things are; it is landing."""
+        core, arena = self._core, self._core.arena
+        with core.lock:
+            try:
+                if it.align is None:
+                    buffer = arena.alloc(it.nbytes, it.kind, it)
+                else:
+                    buffer = arena.alloc_run(it.nbytes, align=it.align, kind=it.kind, owner=it)
+            except OutOfSpace:
+                return None
+            core.landing += 1
+        return buffer
 
     def _clear(self, start: int, size: int) -> tuple[list[Leaving], int]:
         """Evicts what touches a range, or begins to write it, as far as it is ours. Locked."""

@@ -21,7 +21,7 @@ import numpy as np
 
 from potad._core import Buffer, xxh3
 from potad.errors import NotAllocated, OutOfSpace, Poisoned, PotadError
-from potad.pool.object import Copy, Object
+from potad.pool.object import Copy, Held, Object
 from potad.swap import SwapFile
 
 if TYPE_CHECKING:
@@ -150,7 +150,7 @@ class Transfer:
         core, it, copy = self._core, leaving.it, leaving.copy
         it.is_moving = False
         core.moving -= 1
-        core.ended += 1
+        core.changes += 1
         is_as_written = it.buffer is leaving.buffer and it.version == leaving.version
         if copy is not None and copy is not it.copy:
             if is_as_written and not it.is_dead and not it.lost:
@@ -199,7 +199,7 @@ class Transfer:
 
     # In.
 
-    def fetch(self, it: Object, write: bool) -> Buffer:
+    def fetch(self, it: Object, write: bool) -> Held:
         """Reads an object that is marked as arriving, and pins it."""
         core = self._core
         with core.lock:

@@ -21,8 +21,7 @@ from collections.abc import Sequence
 from queue import SimpleQueue
 from typing import TYPE_CHECKING
 
-from potad._core import Buffer
-from potad.pool.object import Copy, Object
+from potad.pool.object import Copy, Held, Object
 from potad.pool.transfer import Leaving, empty_trash
 from potad.swap import SwapFile
 
@@ -126,7 +125,7 @@ def _write(
     ref: weakref.ref[Core],
     wakes: SimpleQueue[bool],
     swap: SwapFile,
-    dead: deque[tuple[Object, Buffer | None, bool]],
+    dead: deque[Object | Held],
     trash: deque[Copy],
 ) -> None:
     while wakes.get():
@@ -138,8 +137,8 @@ def _write(
         del core
     # Nobody has a handle, so nobody looks at these any more.
     while dead:
-        it, _, _ = dead.popleft()
-        if it.copy is not None:
+        it = dead.popleft()
+        if isinstance(it, Object) and it.copy is not None:
             trash.append(it.copy)
     empty_trash(swap, trash)
 
