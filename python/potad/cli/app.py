@@ -19,6 +19,7 @@ import click
 from potad import PotadError
 from potad.cli.record import record_command
 from potad.cli.replay import replay_command
+from potad.cli.top import top_command
 from potad.trace.errors import RecordError, TraceError
 from potad.trace.record import CommandError
 
@@ -34,6 +35,7 @@ def app() -> None:
 
 app.add_command(replay_command)
 app.add_command(record_command)
+app.add_command(top_command)
 
 
 def run(arguments: Sequence[str]) -> int:
