@@ -22,7 +22,8 @@ belongs to a space.
 1
 
 The command `potad` replays recorded page traffic of Linux through a space and its peers; what is
-behind it is `potad.trace` and `potad.report`.
+behind it is `potad.trace` and `potad.report`. `potad top` looks at a running process that called
+`potad.serve`, which is in `potad.monitor`.
 """
 
 from potad._core import Arena, Buffer, Descriptor, Kind, Space, __version__
