@@ -5,10 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 
 def readable(name: str, data: Any) -> memoryview:
     """A flat view of the bytes of anything with the buffer protocol."""
+    if isinstance(data, np.ndarray):
+        return _of_array(name, np.asarray(data))
     try:
         view = memoryview(data)
     except TypeError:
@@ -20,8 +23,20 @@ def readable(name: str, data: Any) -> memoryview:
         raise ValueError(f"{name} must be contiguous")
     if not view.nbytes:
         return memoryview(b"")
+    if "O" in view.format:
+        return _of_array(name, np.asarray(view))
     # A view's own `cast` refuses what has fields, and other formats.
     return np.frombuffer(view, np.uint8).data
+
+
+def _of_array(name: str, array: npt.NDArray[Any]) -> memoryview:
+    """As `readable`; also of dates and times, which have no buffer of their own."""
+    if array.dtype.hasobject:
+        # Their bytes are addresses, which mean nothing to whoever reads them.
+        raise TypeError(f"{name} must be an array of values, but {array.dtype} has objects")
+    if not array.flags.c_contiguous:
+        raise ValueError(f"{name} must be contiguous")
+    return array.reshape(-1).view(np.uint8).data if array.nbytes else memoryview(b"")
 
 
 def writable(name: str, data: Any) -> memoryview:
