@@ -8,6 +8,7 @@ file makes, and so is the one place where tests have one fail.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import mmap
 import os
@@ -59,25 +60,36 @@ class File:
         """
         self.path = path
         self.system = system
+        self.direct = False
+        while True:
+            self._open()
+            try:
+                self._prepare(direct)
+                if self.is_in_place:
+                    return
+            except BaseException:
+                system.close(self.descriptor)
+                raise
+            # Whoever had it locked has removed it meanwhile.
+            system.close(self.descriptor)
+
+    def _open(self) -> None:
         flags = os.O_RDWR | os.O_CLOEXEC
         try:
-            self.descriptor = system.open(path, flags | os.O_CREAT | os.O_EXCL, 0o600)
+            self.descriptor = self.system.open(self.path, flags | os.O_CREAT | os.O_EXCL, 0o600)
             self.is_new = True
         except FileExistsError:
-            self.descriptor = system.open(path, flags, 0o600)
+            self.descriptor = self.system.open(self.path, flags, 0o600)
             self.is_new = False
-        self.direct = False
-        try:
-            self._prepare(direct)
-        except BaseException:
-            system.close(self.descriptor)
-            raise
 
     def _prepare(self, direct: bool) -> None:
         if not stat.S_ISREG(os.fstat(self.descriptor).st_mode):
             raise ValueError(f"path must be a regular file, which {self.path!r} is not")
         # Of the open file, so a second opening in this process is refused as well.
-        fcntl.flock(self.descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        try:
+            fcntl.flock(self.descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise OSError(error.errno, f"{error.strerror}, locking", self.path) from error
         if direct:
             # Not every file system has it; those that have not say so here.
             with contextlib.suppress(OSError):
@@ -86,8 +98,29 @@ class File:
                 self.direct = True
 
     def close(self) -> None:
-        """Closes the file, which gives up its lock."""
+        """Closes the file, and gives up its lock."""
+        try:
+            # The lock would stay for as long as a forked process has the file open.
+            fcntl.flock(self.descriptor, fcntl.LOCK_UN)
+        finally:
+            self.leave()
+
+    def leave(self) -> None:
+        """Closes the file in a process that was forked, whose parent keeps the lock."""
         self.system.close(self.descriptor)
+
+    @property
+    def is_in_place(self) -> bool:
+        """Whether it is still this file that is at its path."""
+        try:
+            return os.path.samestat(os.stat(self.path), os.fstat(self.descriptor))
+        except FileNotFoundError:
+            return False
+
+    def remove(self) -> None:
+        """Removes the file from its directory, unless it is there no more."""
+        if self.is_in_place:
+            os.unlink(self.path)
 
     @property
     def size(self) -> int:
@@ -98,6 +131,21 @@ class File:
     def disk_size(self) -> int:
         """Bytes that the file takes of the file system."""
         return os.fstat(self.descriptor).st_blocks * 512
+
+    def next_data(self, start: int) -> int | None:
+        """The first offset from `start` on where the file has blocks, if there are any."""
+        try:
+            return os.lseek(self.descriptor, start, os.SEEK_DATA)
+        except OSError as error:
+            # There is nothing but a hole behind it; or the file system does not tell holes.
+            return None if error.errno == errno.ENXIO else start
+
+    def next_hole(self, start: int) -> int:
+        """The first offset from `start` on where it has none: the file's end at the latest."""
+        try:
+            return os.lseek(self.descriptor, start, os.SEEK_HOLE)
+        except OSError:
+            return self.size
 
     def read(self, size: int, offset: int) -> bytes:
         """So many bytes from an offset on, as `read_into` reads them; not for direct I/O."""
@@ -150,6 +198,16 @@ class File:
         """Waits until what was written is on the disk; `OSError` if it does not get there."""
         with self._told("syncing", self.size, 0):
             self.system.fdatasync(self.descriptor)
+
+    def sync_directory(self) -> None:
+        """Waits until it is on the disk that the file is in its directory; `OSError` likewise."""
+        with self._told("syncing the directory of", self.size, 0):
+            flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+            descriptor = self.system.open(os.path.dirname(self.path), flags)
+            try:
+                self.system.fdatasync(descriptor)
+            finally:
+                self.system.close(descriptor)
 
     @contextlib.contextmanager
     def _told(self, doing: str, size: int, offset: int) -> Iterator[None]:

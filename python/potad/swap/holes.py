@@ -12,6 +12,7 @@ of it is free, since less of it gives nothing back.
 
 from __future__ import annotations
 
+import errno
 import threading
 from collections.abc import Iterator
 
@@ -36,44 +37,66 @@ class Holes:
         self._file = file
         # What holes begin and end with: a block of any usual file system.
         self._unit = max(PAGE, space.granule)
-        # Held while ranges are being given back.
-        self._at_work = threading.Lock()
-        self._lock = threading.Lock()
+        # Held while ranges are being given back, which are not free meanwhile. Like the other one
+        # it can be had again by who has it, as finalisers may free slots.
+        self.at_work = threading.RLock()
+        self._lock = threading.RLock()
         # Guarded by the lock: ranges that were freed, and what they come to.
         self._ranges: list[tuple[int, int]] = []
         self._size = 0
+        # Likewise: after a failure it is not tried again before it comes to so much.
+        self._failed_size = 0
+        # What the file system has said if it has no holes at all.
+        self._impossible: OSError | None = None
 
     def note(self, start: int, size: int) -> bool:
         """Notes that a range was freed; whether enough was to give it back."""
+        if self._impossible is not None:
+            return False
         with self._lock:
             self._ranges.append((start, start + size))
             self._size += size
-            return self._size > max(KEPT_MIN, self._space.used // _KEPT_SHARE)
+            kept = max(KEPT_MIN, self._space.used // _KEPT_SHARE, self._failed_size)
+            return self._size > kept
 
-    def punch(self) -> None:
-        """Gives back what was noted and is free.
+    def find(self, start: int, end: int) -> None:
+        """Notes what has blocks in a free range, as another process may have left them."""
+        while start < end:
+            data = self._file.next_data(start)
+            if data is None or data >= end:
+                return
+            start = min(self._file.next_hole(data), end)
+            self.note(data, start - data)
+
+    def punch(self) -> int:
+        """Gives back what was noted and is free; how many bytes that was.
 
         Raises `OSError`; what was not given back is noted again.
         """
-        with self._at_work:
+        if (error := self._impossible) is not None:
+            raise OSError(error.errno, error.strerror, error.filename)
+        with self.at_work:
             with self._lock:
                 ranges, self._ranges, self._size = self._ranges, [], 0
-            self._punch_all(list(self._merged(ranges)))
+            size = self._punch_all(list(self._merged(ranges)))
+            self._failed_size = 0
+            return size
 
-    def wait(self) -> None:
-        """Waits until ranges that are being given back are free again."""
-        with self._at_work:
-            pass
-
-    def _punch_all(self, todo: list[tuple[int, int]]) -> None:
+    def _punch_all(self, todo: list[tuple[int, int]]) -> int:
+        size = 0
         while todo:
             start, end = todo.pop()
             try:
-                self._punch(start, end)
-            except BaseException:
+                size += self._punch(start, end)
+            except BaseException as error:
                 for left, right in [*todo, (start, end)]:
                     self.note(left, right - left)
+                self._failed_size = 2 * self._size
+                if isinstance(error, OSError) and error.errno == errno.EOPNOTSUPP:
+                    self._impossible = error
+                    self._ranges.clear()
                 raise
+        return size
 
     def _merged(self, ranges: list[tuple[int, int]]) -> Iterator[tuple[int, int]]:
         """Ranges widened to whole units, those that touch together."""
@@ -92,15 +115,18 @@ class Holes:
         if last is not None:
             yield last
 
-    def _punch(self, start: int, end: int) -> None:
+    def _punch(self, start: int, end: int) -> int:
         # Mostly it is free as a whole.
         if self._punch_free(start, end):
-            return
+            return end - start
+        size = 0
         step = _LOOKED_UP * self._unit
         for first in range(start, end, step):
             for free_start, free_end in self._free_parts(first, min(first + step, end)):
                 # If somebody was quicker, it is noted again when that is freed.
-                self._punch_free(free_start, free_end)
+                if self._punch_free(free_start, free_end):
+                    size += free_end - free_start
+        return size
 
     def _punch_free(self, start: int, end: int) -> bool:
         """Punches a range if it is free; whether it was."""
@@ -117,7 +143,10 @@ class Holes:
     def _free_parts(self, start: int, end: int) -> list[tuple[int, int]]:
         """Whole units that are free in a range, those that touch together."""
         granule = self._space.granule
-        _, sizes = self._space.lookup_many(np.arange(start, end, granule, dtype=np.uint64))
+        places = np.arange(start, end, granule, dtype=np.uint64)
+        _, sizes = self._space.lookup_many(places)
+        # What is retired is nobody's, but not to be had.
+        sizes[np.isin(places, self._space.retired())] = granule
         granules = self._unit // granule
         # What is behind the file's end is free, if not to be had.
         short = -len(sizes) % granules

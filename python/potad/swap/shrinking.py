@@ -8,8 +8,9 @@ between leaves copies more, but no slot less.
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Sequence
+
+import numpy as np
 
 from potad._core import Descriptor
 from potad.errors import OutOfSpace
@@ -37,20 +38,28 @@ def shrink(store: Store, size: int) -> dict[int, int]:
             store.copy(it.start, new)
         for it, new in zip(tail, homes, strict=True):
             move = Move(it.start, new, it)
-            if not _agrees(move):
+            try:
+                agrees = _agrees(move)
+            except Exception as error:
+                raise _in_the_way(store, it, "refused") from error
+            if not agrees:
                 raise _in_the_way(store, it, "refused")
             asked.append(move)
-        store.release([it.start for it in tail])
+        store.release(tail)
         store.cut(before, size)
-    except BaseException:
+    except BaseException as error:
         for it, slot in zip(tail, slots, strict=True):
             store.reinstate(slot, it.owner)
+        store.drop(homes)
         for move in reversed(asked):
             # It is where it was, whatever the answer.
-            _agrees(Move(move.new, move.old, move.descriptor))
-        with contextlib.suppress(OSError):
-            store.release(homes)
+            try:
+                _agrees(Move(move.new, move.old, move.descriptor))
+            except Exception as failure:
+                error.add_note(f"An owner that was to move back to {move.old:#x}: {failure!r}")
         raise
+    for new in homes:
+        store.make_good(new)
     return {it.start: new for it, new in zip(tail, homes, strict=True)}
 
 
@@ -71,7 +80,12 @@ def _homes(store: Store, tail: Sequence[Descriptor], size: int) -> list[int]:
 def _agrees(move: Move) -> bool:
     """Whether the owner of a slot agrees to a move; one that is never asked does."""
     ask = getattr(move.owner, "on_relocate", None)
-    return ask is None or bool(ask(move))
+    if ask is None:
+        return True
+    answer = ask(move)
+    if not isinstance(answer, (bool, np.bool_)):
+        raise TypeError(f"on_relocate must return True or False, not {answer!r}")
+    return bool(answer)
 
 
 def _in_the_way(store: Store, it: Descriptor, why: Why) -> OutOfSpace:

@@ -4,6 +4,9 @@ Order. A slot is allocated, its bytes are written, its record is put into the ta
 is its number told to anybody. To free it, its record is cleared first. What fails is undone, so an
 error leaves all as it was: no slot more, no slot less.
 
+A slot that is being written, or freed, is in the space but not good, and nobody gets it. To find a
+slot and pin it, or to find that it is not pinned and have it be good no more, is done under a lock.
+
 Whoever calls is inside the file's gate, alone where the file as a whole is changed.
 """
 
@@ -12,13 +15,11 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import errno
-import functools
 import itertools
-import operator
 import os
 import threading
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, SupportsIndex
+from typing import Any
 
 import numpy as np
 
@@ -28,12 +29,21 @@ from potad.swap.file import File, FileEnd, System
 from potad.swap.holes import Holes
 from potad.swap.table import HEADER_SIZE, Header, Record, Table
 
-SLOT = Kind("swap slot", np.dtype([("length", "u8"), ("checksum", "u8"), ("checked", "?")]))
+SLOT = Kind(
+    "swap slot",
+    np.dtype([("length", "u8"), ("checksum", "u8"), ("checked", "?"), ("good", "?")]),
+)
 
 _TABLE_SUFFIX = ".slots"
 
 # Bytes that are copied at once where a slot is moved.
 _COPIED = 1 << 20
+
+# Bytes between the data of two slots that are sooner read or written than passed over.
+_GAP_MAX = 1 << 16
+
+# What a disk says that is full, or as good as full for this user.
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class Slot:
@@ -43,7 +53,7 @@ class Slot:
 
     def __init__(self, descriptor: Descriptor) -> None:
         assert descriptor.record is not None
-        length, checksum, checked = descriptor.record.item()
+        length, checksum, checked, _ = descriptor.record.item()
         self.start: int = descriptor.start
         self.size: int = descriptor.size
         self.length: int = length
@@ -72,14 +82,20 @@ class Store:
         self.granule = granule
         self.checksums = checksums
         self._keep = keep
-        # Held while slots are freed: of two who free one, the second is told.
-        self._frees = threading.Lock()
+        # Held while slots are found and pinned, or found to be free to go: never for long. These
+        # locks can be had again by who has them, as finalisers may free slots.
+        self._changes = threading.RLock()
+        # Held while slots are allocated: room that is looked for in one piece is taken meanwhile.
+        self._allocations = threading.RLock()
+        # Whether the directory is known to have the files after the machine's end.
+        self._is_in_directory = False
         self.file = _opened(path, system, direct)
         try:
             self._open(size, system)
         except BaseException:
             if self.file.is_new:
-                _remove(path)
+                with contextlib.suppress(OSError):
+                    self.file.remove()
             self.file.close()
             raise
 
@@ -97,7 +113,8 @@ class Store:
             self._fill(wanted)
         except BaseException:
             if self.table.was_made:
-                _remove(table_path)
+                with contextlib.suppress(OSError):
+                    self.table.remove()
             self.table.close()
             raise
 
@@ -111,6 +128,11 @@ class Store:
             stored = Header(self.granule, wanted, 0)
         else:
             stored = self.table.read_header()
+            if self.file.is_new and self._keep:
+                raise ValueError(
+                    f"path must be a swap file or a new one: {self.path!r} is not there, but its"
+                    f" table of slots is, {self.table.path!r}: remove that to begin anew"
+                )
         if stored.granule != self.granule:
             raise ValueError(
                 f"granule must be {stored.granule}, as the file was made, not {self.granule}"
@@ -120,30 +142,39 @@ class Store:
                 f"size must be at least {stored.size}, which the file has, not {wanted}:"
                 " open it without one and shrink it"
             )
-        is_larger = self.table.is_new or (wanted or 0) > stored.size
         size = wanted or stored.size
         self.space = Space(size, granule=self.granule)
-        if self._keep and not self.table.is_new:
+        self.holes = Holes(self.space, self.file)
+        if self.table.is_new:
+            # First, so that a process that ends in between leaves an empty swap file.
+            self.table.write_header(Header(self.granule, size, os.getpid()))
+            self.file.truncate(size)
+            return
+        if self._keep:
             self._restore()
-        self.table.write_header(Header(self.granule, size, os.getpid()))
-        if not self._keep:
+        else:
             self.table.empty()
             self.file.truncate(0)
-        if is_larger or not self._keep:
-            self.file.truncate(size)
-        self.holes = Holes(self.space, self.file)
+        if size > stored.size or not self._keep:
+            self.resize(stored.size, size)
+        else:
+            self.table.write_header(Header(self.granule, size, os.getpid()))
 
     def _restore(self) -> None:
-        """Allocates what the table has."""
+        """Allocates what the table has; what is between may be given back to the file system."""
+        end = 0
         for it in self.table.records():
             start, size = it.at * self.granule, it.granules * self.granule
+            self.holes.find(end, start)
+            end = start + size
             if it.length > size:
                 raise Corrupt(f"{self.path}: the slot at {start:#x} has {it.length} of {size}")
             try:
                 self.space.alloc_at(start, size, kind=SLOT)
-            except (OutOfSpace, ValueError) as error:
+            except (OutOfSpace, ValueError, OverflowError) as error:
                 raise Corrupt(f"{self.path}: the slot at {start:#x}: {error}") from error
-            self._describe(start, it.length, it.checksum)
+            self._describe(start, it.length, it.checksum, good=True)
+        self.holes.find(end, self.space.size)
 
     def disk_size(self) -> int:
         """Bytes that the file and its table take of the file system."""
@@ -154,16 +185,28 @@ class Store:
         # The bytes first: a record without them would be worse than none.
         self.file.sync()
         self.table.sync()
+        if not self._is_in_directory:
+            self.file.sync_directory()
+            self._is_in_directory = True
 
     def close(self) -> None:
         """Closes the files."""
-        self.table.close()
-        self.file.close()
+        try:
+            self.table.close()
+        finally:
+            self.file.close()
 
-    def unlink(self) -> None:
-        """Removes the files."""
-        os.unlink(self.path)
-        os.unlink(self.path + _TABLE_SUFFIX)
+    def leave(self) -> None:
+        """Closes the files in a process that was forked."""
+        try:
+            self.table.leave()
+        finally:
+            self.file.leave()
+
+    def remove(self) -> None:
+        """Removes the files, which are open still, so that nobody else has others there."""
+        self.file.remove()
+        self.table.remove()
 
     def checksum(self, view: memoryview) -> int | None:
         """The checksum that some data is to be kept with, if any."""
@@ -175,16 +218,29 @@ class Store:
         """Writes data to new slots: all, or none."""
         starts = self._allocate([self._granules(view.nbytes) for view in views], owners)
         try:
-            for start, view, checksum in zip(starts, views, checksums, strict=True):
-                self._describe(start, view.nbytes, checksum)
-            self._write(starts, views)
-            self._put(starts, views, checksums)
+            try:
+                self._write(starts, views, checksums)
+            except OSError as error:
+                if error.errno not in _FULL or not self._make_room():
+                    raise
+                self._write(starts, views, checksums)
         except BaseException:
             self._undo(starts)
+            for start, view in zip(starts, views, strict=True):
+                self.holes.note(start, view.nbytes)
+            # They may have filled the disk.
+            self._make_room()
             raise
-        for start in starts:
+        for start, view, checksum in zip(starts, views, checksums, strict=True):
             self.space.unpin(start)
+            self._describe(start, view.nbytes, checksum, good=True)
         return starts
+
+    def _make_room(self) -> int:
+        """Gives back to the file system what was freed, if it can; how many bytes that was."""
+        with contextlib.suppress(OSError):
+            return self.holes.punch()
+        return 0
 
     def _granules(self, length: int) -> int:
         """Granules of a slot for so many bytes; also nothing has a place."""
@@ -193,11 +249,12 @@ class Store:
     def _allocate(self, granules: Sequence[int], owners: Sequence[Any]) -> list[int]:
         """Slots of so many granules, pinned: one behind the other, or wherever there is room."""
         try:
-            return self._allocate_now(granules, owners)
+            with self._allocations:
+                return self._allocate_now(granules, owners)
         except OutOfSpace:
             # What is being given back to the file system is not free meanwhile.
-            self.holes.wait()
-            return self._allocate_now(granules, owners)
+            with self.holes.at_work, self._allocations:
+                return self._allocate_now(granules, owners)
 
     def _allocate_now(self, granules: Sequence[int], owners: Sequence[Any]) -> list[int]:
         sizes = [count * self.granule for count in granules]
@@ -245,25 +302,44 @@ class Store:
                     self.space.unpin(start)
                 self.space.free(start)
 
-    def _describe(self, start: int, length: int, checksum: int | None) -> None:
+    def _describe(self, start: int, length: int, checksum: int | None, *, good: bool) -> None:
         found = self.space.lookup(start)
         if found is None or (record := found.record) is None:
             raise Corrupt(f"{self.path}: the slot at {start:#x} has no record")
-        record[()] = (length, checksum or 0, checksum is not None)
+        record[()] = (length, checksum or 0, checksum is not None, good)
 
-    def _write(self, starts: Sequence[int], views: Sequence[memoryview]) -> None:
+    def _write(
+        self,
+        starts: Sequence[int],
+        views: Sequence[memoryview],
+        checksums: Sequence[int | None],
+    ) -> None:
+        """Writes data to slots, and puts them into the table."""
+        self._write_data(starts, views)
+        if not self._keep:
+            return
+        records = [
+            Record(start // self.granule, self._granules(view.nbytes), view.nbytes, checksum)
+            for start, view, checksum in zip(starts, views, checksums, strict=True)
+        ]
+        records.sort(key=lambda record: record.at)
+        self.table.put(records)
+
+    def _write_data(self, starts: Sequence[int], views: Sequence[memoryview]) -> None:
         """Writes data to slots, those that lie together with one call."""
         for group in self._together(starts, [view.nbytes for view in views]):
             buffers: list[memoryview] = []
             for at in group:
                 buffers.append(views[at])
                 if at != group[-1]:
-                    rest = -views[at].nbytes % self.granule
-                    buffers.append(_zeros(rest or (not views[at].nbytes) * self.granule))
+                    size = self._granules(views[at].nbytes) * self.granule
+                    buffers.append(_ZEROS[: size - views[at].nbytes])
             self.file.write(buffers, starts[group[0]])
 
     def read(self, found: Sequence[Slot], views: Sequence[memoryview]) -> None:
         """Reads slots, those that lie together with one call, and looks at their checksums."""
+        if not found:
+            return
         order = sorted(range(len(found)), key=lambda at: found[at].start)
         starts = [found[at].start for at in order]
         try:
@@ -320,55 +396,37 @@ class Store:
             return
         group = [0]
         for at in range(1, len(starts)):
-            before = at - 1
-            end = starts[before] + self._granules(lengths[before]) * self.granule
+            start, length = starts[at - 1], lengths[at - 1]
+            end = start + self._granules(length) * self.granule
             # Direct I/O wants buffers that start and end with pages, as data seldom does.
-            if starts[at] != end or self.file.direct:
+            if starts[at] != end or end - (start + length) > _GAP_MAX or self.file.direct:
                 yield group
                 group = []
             group.append(at)
         yield group
 
-    def _put(
-        self,
-        starts: Sequence[int],
-        views: Sequence[memoryview],
-        checksums: Sequence[int | None],
-    ) -> None:
-        """Puts slots into the table, after which they are good; if that fails, none of them is."""
-        if not self._keep:
-            return
-        records = [
-            Record(start // self.granule, self._granules(view.nbytes), view.nbytes, checksum)
-            for start, view, checksum in zip(starts, views, checksums, strict=True)
-        ]
-        records.sort(key=lambda record: record.at)
-        try:
-            self.table.put(records)
-        except BaseException:
-            # Those that came there count for nothing while this process lives; that others do not
-            # find them is the best that can be had of a file that cannot be written.
-            with contextlib.suppress(OSError):
-                self.table.clear([record.at for record in records])
-            raise
+    def slots(self) -> Iterator[int]:
+        """Slots that are good, in order."""
+        return (it.start for it in self.space if _is_good(it))
 
-    def slot(self, slot: SupportsIndex) -> Descriptor:
+    def slot(self, start: int) -> Descriptor:
         """The descriptor of a slot."""
-        start = operator.index(slot)
         found = self.space.lookup(start)
-        if found is None or found.kind is not SLOT or found.start != start:
-            inside = "" if found is None else f", but inside an allocation at {found.start:#x}"
-            inside = "" if found is not None and found.start == start else inside
-            raise NotAllocated(f"there is no slot at {start:#x} of {self.path}{inside}", start)
+        if found is None or found.start != start or not _is_good(found):
+            message = f"there is no slot at {start:#x} of {self.path}"
+            if found is not None and found.start != start:
+                message += f", but inside an allocation at {found.start:#x}"
+            raise NotAllocated(message, start)
         return found
 
-    def pinned(self, slots: Sequence[SupportsIndex]) -> list[Slot]:
+    def pinned(self, slots: Sequence[int]) -> list[Slot]:
         """Slots that are pinned from now on, so that nobody frees them."""
         found: list[Slot] = []
         try:
             for slot in slots:
-                it = self.slot(slot)
-                self.space.pin(it.start)
+                with self._changes:
+                    it = self.slot(slot)
+                    self.space.pin(slot)
                 found.append(Slot(it))
         except BaseException:
             self.unpin(found)
@@ -379,12 +437,17 @@ class Store:
         for it in found:
             self.space.unpin(it.start)
 
-    def free(self, slots: Iterable[SupportsIndex]) -> None:
+    def free(self, slots: Iterable[int]) -> None:
         """Frees slots: all, or none."""
-        wanted = list(slots)
-        with self._frees:
-            found = sorted(map(self.slot, wanted), key=lambda it: it.start)
+        with self._changes:
+            found = sorted(map(self.slot, slots), key=lambda it: it.start)
+            _must_be_free_to_go(found)
+            _mark(found, good=False)
+        try:
             self._free(found)
+        except BaseException:
+            _mark(found, good=True)
+            raise
         # Every one is to be noted.
         if sum(self.holes.note(it.start, it.size) for it in found):
             # Where that fails, it is tried again with what is freed next.
@@ -393,24 +456,15 @@ class Store:
 
     def _free(self, found: Sequence[Descriptor]) -> None:
         """Frees slots, which are in order: from the table first, then from the space."""
-        for before, it in itertools.pairwise(found):
-            if before.start == it.start:
-                raise ValueError(f"slots must be different ones, but {it.start:#x} comes twice")
-        for it in found:
-            if it.pins:
-                raise Busy(
-                    f"the slot at {it.start:#x} is pinned {it.pins} times", it.start, it.pins
-                )
         records = [Slot(it).record(self.granule) for it in found]
+        if self._keep:
+            self.table.clear(records)
         try:
-            if self._keep:
-                self.table.clear([record.at for record in records])
             self.space.free_many([it.start for it in found])
         except BaseException:
-            # A reader has come between, or the table cannot be written.
+            # Somebody has pinned one through the space.
             if self._keep:
-                with contextlib.suppress(OSError):
-                    self.table.put(records)
+                self.table.put_back(records)
             raise
 
     def resize(self, before: int, size: int) -> None:
@@ -427,7 +481,7 @@ class Store:
     # For `shrinking`, while nobody else is inside.
 
     def copy(self, old: int, new: int) -> None:
-        """Copies the bytes of a slot to an allocation that is to be one, and makes it good."""
+        """Copies a slot, its record included, to an allocation that is to be one."""
         it = Slot(self.slot(old))
         buffer = memoryview(bytearray(min(it.length, _COPIED)))
         for start in range(0, it.length, _COPIED):
@@ -437,29 +491,39 @@ class Store:
             except FileEnd as error:
                 raise self._ends(error, old) from error
             self.file.write([piece], new + start)
-        self._describe(new, it.length, it.checksum)
+        self._describe(new, it.length, it.checksum, good=False)
         if self._keep:
             record = it.record(self.granule)
             self.table.put([dataclasses.replace(record, at=new // self.granule)])
 
-    def release(self, slots: Iterable[int]) -> None:
-        """Frees allocations that are slots or were to be some."""
-        ordered = sorted(slots)
+    def release(self, slots: Sequence[Descriptor]) -> None:
+        """Frees slots, whose places are to be cut off."""
+        ordered = sorted(slots, key=lambda it: it.start)
+        _mark(ordered, good=False)
+        self._free(ordered)
+
+    def drop(self, starts: Iterable[int]) -> None:
+        """Frees allocations that were to be slots, whatever the disk says to it."""
+        found = [it for it in map(self.space.lookup, starts) if it is not None]
         if self._keep:
-            self.table.clear([slot // self.granule for slot in ordered])
-        found = [it for it in map(self.space.lookup, ordered) if it is not None]
-        self.space.free_many(ordered)
+            self.table.drop(Slot(it).record(self.granule) for it in found)
+        self.space.free_many([it.start for it in found])
         for it in found:
             self.holes.note(it.start, it.size)
+
+    def make_good(self, start: int) -> None:
+        """Has a slot be good that was copied to an allocation."""
+        it = self.space.lookup(start)
+        assert it is not None
+        _mark([it], good=True)
 
     def reinstate(self, it: Slot, owner: Any) -> None:
         """Has a slot be there again whose bytes are still in the file."""
         if self.space.lookup(it.start) is None:
             self.space.alloc_at(it.start, it.size, kind=SLOT, owner=owner)
-            self._describe(it.start, it.length, it.checksum)
+        self._describe(it.start, it.length, it.checksum, good=True)
         if self._keep:
-            with contextlib.suppress(OSError):
-                self.table.put([it.record(self.granule)])
+            self.table.put_back([it.record(self.granule)])
 
     def cut(self, before: int, size: int) -> None:
         """Takes away what is behind `size`, where no slot is."""
@@ -476,10 +540,33 @@ class Store:
             self.file.truncate(size)
 
 
-@functools.lru_cache(maxsize=64)
-def _zeros(size: int) -> memoryview:
-    """What is between the data of two slots."""
-    return memoryview(bytes(size))
+# What is between the data of two slots.
+_ZEROS = memoryview(bytes(_GAP_MAX))
+
+
+def _is_good(it: Descriptor) -> bool:
+    """Whether an allocation is a slot that is neither being written nor freed."""
+    if it.kind is not SLOT:
+        return False
+    assert it.record is not None
+    return bool(it.record["good"])
+
+
+def _mark(slots: Iterable[Descriptor], *, good: bool) -> None:
+    """Has slots be good or not."""
+    for it in slots:
+        assert it.record is not None
+        it.record["good"] = good
+
+
+def _must_be_free_to_go(slots: Sequence[Descriptor]) -> None:
+    """Raises an error if slots, which are in order, come twice or are pinned."""
+    for before, it in itertools.pairwise(slots):
+        if before.start == it.start:
+            raise ValueError(f"slots must be different ones, but {it.start:#x} comes twice")
+    for it in slots:
+        if it.pins:
+            raise Busy(f"the slot at {it.start:#x} is pinned {it.pins} times", it.start, it.pins)
 
 
 def _opened(path: str, system: System, direct: bool) -> File:
@@ -492,25 +579,3 @@ def _opened(path: str, system: System, direct: bool) -> File:
             who = f"process {Header.unpack(file.read(HEADER_SIZE), path).process}"
         message = f"the swap file is open already, by {who}"
         raise BlockingIOError(errno.EWOULDBLOCK, message, path) from error
-
-
-def _remove(path: str) -> None:
-    with contextlib.suppress(OSError):
-        os.unlink(path)
-
-
-def _whole(name: str, value: Any) -> int:
-    try:
-        number = operator.index(value)
-    except TypeError:
-        kind = type(value).__name__
-        raise TypeError(f"{name} must be an integer, not {value!r} of type {kind}") from None
-    if not 0 <= number < 1 << 63:
-        raise OverflowError(f"{name} must be from 0 to 2**63 - 1, not {number}")
-    return number
-
-
-def _flag(name: str, value: Any) -> bool:
-    if not isinstance(value, (bool, np.bool_)):
-        raise TypeError(f"{name} must be True or False, not {value!r}")
-    return bool(value)

@@ -11,6 +11,7 @@ at once. A slot is pinned while it is read or written, so nobody frees it meanwh
 
 from __future__ import annotations
 
+import contextlib
 import operator
 import os
 import weakref
@@ -24,7 +25,7 @@ from potad._core import Space
 from potad.swap.file import PAGE, System
 from potad.swap.gate import Gate
 from potad.swap.shrinking import shrink
-from potad.swap.store import SLOT, Slot, Store
+from potad.swap.store import Slot, Store
 from potad.views import readable, writable
 
 # All that are open, so that a child process can give up its part in them.
@@ -87,7 +88,7 @@ class SwapFile:
         _system: System | None = None,
     ) -> None:
         system = System() if _system is None else _system
-        name = os.path.abspath(os.fsdecode(path))
+        name = _path(path)
         unit = _whole("granule", granule)
         if unit < 512 or unit & (unit - 1):
             raise ValueError(f"granule must be a power of two from 512 on, not {unit}")
@@ -152,7 +153,7 @@ class SwapFile:
 
     def __len__(self) -> int:
         """How many slots there are."""
-        return sum(1 for _ in self)
+        return sum(1 for _ in self._store.slots())
 
     def __bool__(self) -> bool:
         """True, also without slots."""
@@ -160,7 +161,7 @@ class SwapFile:
 
     def __iter__(self) -> Iterator[int]:
         """The slots, in order."""
-        return (it.start for it in self._store.space if it.kind is SLOT)
+        return self._store.slots()
 
     def __repr__(self) -> str:
         closed = " closed" if self.closed else ""
@@ -255,8 +256,9 @@ class SwapFile:
         ...         swap.read(swap.write(b"data"))
         b'data'
         """
+        start = _slot(slot)
         with self._gate:
-            found = self._store.pinned([slot])
+            found = self._store.pinned([start])
             try:
                 return self._store.read_one(found[0])
             finally:
@@ -281,7 +283,7 @@ class SwapFile:
         ...         swap.read_many(reversed(slots))
         [b'two', b'one']
         """
-        wanted = list(slots)
+        wanted = list(map(_slot, slots))
         with self._gate:
             found = self._store.pinned(wanted)
             try:
@@ -303,8 +305,8 @@ class SwapFile:
 
         Raises:
             ValueError, TypeError: also if `buffer` is not as above.
-            NotAllocated, Poisoned, OSError: as for `read`; the buffer has zeros then where data
-            would be.
+            NotAllocated: as for `read`; the buffer stays as it was.
+            Poisoned, OSError: as for `read`; the buffer has zeros then where data would be.
 
         Takes a system call and a checksum.
 
@@ -328,8 +330,8 @@ class SwapFile:
 
         Returns: how many bytes it was of each.
 
-        Raises: what `read_into` does, for the first slot that it holds for; then all buffers have
-            zeros where data would be.
+        Raises: what `read_into` does, for the first slot that it holds for; where that leaves zeros
+            all buffers have them.
 
         Takes as long as `read_many`, without the copies.
 
@@ -340,7 +342,7 @@ class SwapFile:
         ...         swap.read_many_into(swap.write_many([b"one", b"two"]), buffers)
         [3, 3]
         """
-        wanted, views = list(slots), [writable("buffer", it) for it in buffers]
+        wanted, views = list(map(_slot, slots)), [writable("buffer", it) for it in buffers]
         if len(wanted) != len(views):
             raise ValueError(f"buffers must be {len(wanted)}, one a slot, not {len(views)}")
         with self._gate:
@@ -376,8 +378,9 @@ class SwapFile:
         ...         swap.length(swap.write(b"data"))
         4
         """
+        start = _slot(slot)
         with self._gate:
-            return Slot(self._store.slot(slot)).length
+            return Slot(self._store.slot(start)).length
 
     # Freeing.
 
@@ -422,8 +425,9 @@ class SwapFile:
         ...         len(swap)
         0
         """
+        wanted = list(map(_slot, slots))
         with self._gate:
-            self._store.free(slots)
+            self._store.free(wanted)
 
     def clear(self) -> None:
         """Frees all slots, such as those that a process left which is no more.
@@ -442,7 +446,7 @@ class SwapFile:
         ...         len(swap)
         0
         """
-        with self._gate:
+        with self._gate.alone:
             self._store.free(list(self))
 
     def trim(self) -> None:
@@ -504,8 +508,8 @@ class SwapFile:
         """Makes the file smaller, moving slots out of its tail: all of them, or none.
 
         Owners of slots that define `on_relocate` are asked once the bytes are copied, with a
-        `Move`; what they agree to is done. If one refuses, those asked before are asked to move
-        back.
+        `Move`; what they agree to is done. If one refuses, or fails, those asked before are asked
+        to move back. They may use `space` meanwhile, but not the file.
 
         Arguments:
             size: bytes that it is to have, a multiple of the granule, above 0, no more than it has.
@@ -516,8 +520,8 @@ class SwapFile:
             OutOfSpace: there is no room for the slots of the tail, or one of them cannot be moved;
                 `in_the_way` says which.
             Poisoned, OSError: a slot that was to be moved cannot be read, or not be written;
-            nothing is
-                changed.
+                nothing is changed.
+            PotadError: an owner that is asked uses the file itself.
             ValueError, TypeError, OverflowError: `size` is not as above, or the file is closed.
 
         Takes as long as to read and write what is moved, while nothing else reads or writes.
@@ -564,7 +568,11 @@ class SwapFile:
         """Closes the file, once calls that are under way have returned. To close it again does
         nothing.
 
-        Takes two system calls.
+        In a process that was forked it does nothing: the parent has the file.
+
+        Raises: PotadError, if an owner that `shrink` asks does it, or a finaliser within a call.
+
+        Takes a few system calls.
 
         >>> import tempfile, potad
         >>> with tempfile.TemporaryDirectory() as directory:
@@ -573,7 +581,7 @@ class SwapFile:
         ...     swap.closed
         True
         """
-        if self.closed:
+        if self.closed or not self._gate.is_ours:
             return
         try:
             self._gate.enter_alone()
@@ -589,7 +597,9 @@ class SwapFile:
     def unlink(self) -> None:
         """Closes the file and removes it, with its table.
 
-        Raises: OSError, if the system refuses.
+        Raises:
+            OSError: the system refuses; the file is still open then.
+            ValueError: the file is closed, so that somebody else may have it now.
 
         Takes a few system calls.
 
@@ -599,8 +609,12 @@ class SwapFile:
         ...     list(pathlib.Path(directory).iterdir())
         []
         """
-        self.close()
-        self._store.unlink()
+        with self._gate.alone:
+            # While it is locked, so that nobody has opened what is removed.
+            self._store.remove()
+            self._gate.closed = True
+            _OPEN.discard(self)
+            self._store.close()
 
     def __enter__(self) -> Self:
         return self
@@ -617,14 +631,29 @@ class SwapFile:
         # As files do that nobody closed.
         if hasattr(self, "_gate") and not self._gate.closed and self._gate.is_ours:
             self._gate.closed = True
+            _OPEN.discard(self)
             self._store.close()
 
-    # Within.
+
+def _path(value: Any) -> str:
+    try:
+        name = os.fsdecode(value)
+    except TypeError:
+        kind = type(value).__name__
+        raise TypeError(f"path must be a path, not {value!r} of type {kind}") from None
+    if not name or "\0" in name:
+        raise ValueError(f"path must be that of a file, not {name!r}")
+    return os.path.abspath(name)
+
+
+def _slot(value: Any) -> int:
+    return _whole("slot", value)
 
 
 def _whole(name: str, value: Any) -> int:
     try:
-        number = operator.index(value)
+        # Exactly an `int`, whatever a subclass does.
+        number = int.__index__(operator.index(value))
     except TypeError:
         kind = type(value).__name__
         raise TypeError(f"{name} must be an integer, not {value!r} of type {kind}") from None
@@ -643,7 +672,8 @@ def _leave_to_parent() -> None:
     """In a process that was just forked: files stay open, and locked, for the parent only."""
     for swap in list(_OPEN):
         swap._gate.leave_to_parent()
-        swap._store.close()
+        with contextlib.suppress(OSError):
+            swap._store.leave()
 
 
 os.register_at_fork(after_in_child=_leave_to_parent)

@@ -3,7 +3,12 @@
 Concept. A slot is good once its record is in the table, and gone once its record is cleared. So the
 bytes of a slot are written before its record is, and its record is cleared before its space is
 given to anybody else: whenever a process ends, however it does, whoever opens the file next finds
-every slot whose writing had returned, and no other.
+every slot whose writing had returned, and none that was freed. Of a call that was under way each
+slot may be there or not, whole if it is.
+
+A call that fails half-way is undone. What of that fails as well is owed, and written before any
+other record is; so two that overlap are never there. Only where the process ends before that can
+the next one find a slot whose writing had failed, or miss one whose freeing had.
 
 Representation. A header of a page, then a record of 32 bytes for each granule of the file, at the
 slot's first granule:
@@ -26,11 +31,10 @@ not, which the checksums find out.
 from __future__ import annotations
 
 import contextlib
-import errno
-import os
 import struct
+import threading
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -112,6 +116,9 @@ class Table:
         """Opens the table at a path; a new one is empty, and has no header."""
         self.path = path
         self._file = File(path, system)
+        self._lock = threading.RLock()
+        # Guarded by the lock: what is to be at granules, and could not be written.
+        self._owed: dict[int, bytes] = {}
 
     @property
     def is_new(self) -> bool:
@@ -136,24 +143,67 @@ class Table:
         self._file.truncate(HEADER_SIZE + header.size // header.granule * RECORD_SIZE)
 
     def put(self, records: Sequence[Record]) -> None:
-        """Writes records, which are in order; slots are good from here on.
+        """Writes records, which are in order: all, or none. Slots are good from here on."""
+        self._settle()
+        try:
+            for group in _groups(records):
+                content = b"".join(record.pack() for record in group)
+                self._file.write([memoryview(content)], _offset(group[0].at))
+        except BaseException:
+            self.drop(records)
+            raise
 
-        If it raises, some may be there.
-        """
-        for group in _groups(records):
-            content = b"".join(record.pack() for record in group)
-            self._file.write([memoryview(content)], _offset(group[0].at))
+    def clear(self, records: Sequence[Record]) -> None:
+        """Clears records, which are in order: all, or none."""
+        if self._owed:
+            with self._lock:
+                for record in records:
+                    self._owed.pop(record.at, None)
+        try:
+            for group in _groups(records):
+                self._file.write([memoryview(_NONE * len(group))], _offset(group[0].at))
+        except BaseException:
+            self.put_back(records)
+            raise
 
-    def clear(self, places: Sequence[int]) -> None:
-        """Clears the records at granules, which are in order. If it raises, some may be cleared."""
-        start = 0
-        for at in range(1, len(places) + 1):
-            if at == len(places) or places[at] != places[at - 1] + 1:
-                self._file.write([memoryview(_NONE * (at - start))], _offset(places[start]))
-                start = at
+    def put_back(self, records: Iterable[Record]) -> None:
+        """Writes records of slots that are not to be freed after all, once that is possible."""
+        self._owe({record.at: record.pack() for record in records})
+
+    def drop(self, records: Iterable[Record]) -> None:
+        """Clears records of slots that are not to be after all, once that is possible."""
+        self._owe(dict.fromkeys((record.at for record in records), _NONE))
+
+    def _owe(self, contents: dict[int, bytes]) -> None:
+        with self._lock:
+            self._owed.update(contents)
+        with contextlib.suppress(OSError):
+            self._settle()
+
+    def _settle(self) -> None:
+        """Writes what is owed; `OSError` if that is not possible."""
+        if not self._owed:
+            return
+        with self._lock:
+            for at, content in list(self._owed.items()):
+                try:
+                    self._file.write([memoryview(content)], _offset(at))
+                except OSError:
+                    # On a full disk zeros cannot be written where there are none but zeros.
+                    if not self._has(at, content):
+                        raise
+                self._owed.pop(at, None)
+
+    def _has(self, at: int, content: bytes) -> bool:
+        found = bytearray(RECORD_SIZE)
+        with contextlib.suppress(FileEnd, OSError):
+            self._file.read_into([memoryview(found)], _offset(at))
+            return found == content
+        return False
 
     def empty(self) -> None:
         """Clears all records."""
+        self._owed.clear()
         size = self._file.size
         self._file.truncate(min(size, HEADER_SIZE))
         self._file.truncate(size)
@@ -169,12 +219,17 @@ class Table:
 
     def _stored(self) -> Iterator[Record]:
         size, end = self._file.size, HEADER_SIZE
-        while (data := _next_data(self._file.descriptor, end)) is not None and data < size:
+        while (data := self._file.next_data(end)) is not None and data < size:
             # A whole number of records into the table, wherever the hole ends.
             start = _offset(max(data - HEADER_SIZE, 0) // RECORD_SIZE)
             length = min(_READ_RECORDS * RECORD_SIZE, size - start)
             content = bytearray(length)
-            self._file.read_into([memoryview(content)], start)
+            try:
+                self._file.read_into([memoryview(content)], start)
+            except FileEnd as error:
+                raise Corrupt(
+                    f"{self.path} was cut to {error.size:#x} while it was read"
+                ) from error
             first = (start - HEADER_SIZE) // RECORD_SIZE
             words = np.frombuffer(content, np.uint64, length // RECORD_SIZE * 4).reshape(-1, 4)
             for at in map(int, np.flatnonzero(words.any(axis=1))):
@@ -186,11 +241,22 @@ class Table:
 
     def sync(self) -> None:
         """Waits until what was written is on the disk."""
+        self._settle()
         self._file.sync()
 
     def close(self) -> None:
         """Closes the file."""
+        with contextlib.suppress(OSError):
+            self._settle()
         self._file.close()
+
+    def leave(self) -> None:
+        """Closes the file in a process that was forked."""
+        self._file.leave()
+
+    def remove(self) -> None:
+        """Removes the file from its directory."""
+        self._file.remove()
 
     @property
     def was_made(self) -> bool:
@@ -210,12 +276,3 @@ def _groups(records: Sequence[Record]) -> Iterator[Sequence[Record]]:
         if at == len(records) or records[at].at != records[at - 1].at + 1:
             yield records[start:at]
             start = at
-
-
-def _next_data(descriptor: int, start: int) -> int | None:
-    """The first offset from `start` on where the file has blocks, if there are any."""
-    try:
-        return os.lseek(descriptor, start, os.SEEK_DATA)
-    except OSError as error:
-        # There is nothing but a hole behind it; or the file system does not tell holes.
-        return None if error.errno == errno.ENXIO else start
