@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 # does.
 _SCARCE_SHARE = 4
 
+# Bytes that are written with one call: they fit into a cache.
+_TOGETHER = 512 << 10
+
 
 class Leaving:
     """An object that is being written: what of it, and as of when."""
@@ -86,33 +89,43 @@ class Transfer:
         return next((it.error for it in batch if it.error is not None), None)
 
     def _write(self, batch: Sequence[Leaving]) -> None:
-        changed: list[Leaving] = []
+        """Writes objects as far as they have changed, a few at a time."""
+        few: list[Leaving] = []
+        size = 0
         for it in batch:
             old = it.it.copy
             it.checksum = xxh3(it.view) if self._core.swap.checksums else None
             if old is not None and it.checksum is not None and old.checksum == it.checksum:
                 it.copy = old
-            else:
-                changed.append(it)
-        if not changed:
-            return
+                continue
+            few.append(it)
+            size += it.it.size
+            # What the checksum was taken of is in the processor's cache still.
+            if size >= _TOGETHER:
+                self._write_few(few)
+                few, size = [], 0
+        if few:
+            self._write_few(few)
+
+    def _write_few(self, batch: Sequence[Leaving]) -> None:
+        core = self._core
         began = time.perf_counter_ns()
         try:
-            self._write_together(changed)
+            self._write_together(batch)
         except (OSError, PotadError):
             # One may fail where others need not.
-            self.make_swap_room(sum(it.it.size for it in changed))
-            for it in changed:
+            self.make_swap_room(sum(it.it.size for it in batch))
+            for it in batch:
                 self._write_alone(it)
         took = time.perf_counter_ns() - began
-        with self._core.lock:
-            self._core.counters.write_latency.add(took // len(changed))
-            for it in changed:
+        with core.lock:
+            core.counters.write_latency.add(took // len(batch))
+            for it in batch:
                 if it.copy is not None:
-                    self._core.counters.bytes_out += it.it.nbytes
+                    core.counters.bytes_out += it.it.nbytes
                     it.it.group.account.bytes_out += it.it.nbytes
                 if isinstance(it.error, OSError):
-                    self._core.counters.io_errors += 1
+                    core.counters.io_errors += 1
 
     def _write_together(self, batch: Sequence[Leaving]) -> None:
         copies = [Copy(it.checksum) for it in batch]

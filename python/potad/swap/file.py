@@ -13,6 +13,7 @@ import fcntl
 import mmap
 import os
 import stat
+from collections import deque
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -60,6 +61,7 @@ class File:
         """
         self.path = path
         self.system = system
+        self._bounces: deque[memoryview] = deque()
         self.direct = False
         while True:
             self._open()
@@ -244,25 +246,35 @@ class File:
         if whole and _address(buffer) % PAGE == 0:
             self._read_part([buffer[:whole]], offset)
             buffer, offset = buffer[whole:], offset + whole
-        bounce = _aligned(buffer.nbytes)
-        for start in range(0, buffer.nbytes, _PIECE):
-            piece = buffer[start : start + _PIECE]
-            # The last page of a slot is in the file as a whole.
-            self._read_part([bounce[: _up(piece.nbytes)]], offset + start)
-            piece[:] = bounce[: piece.nbytes]
+        with self._aligned() as bounce:
+            for start in range(0, buffer.nbytes, _PIECE):
+                piece = buffer[start : start + _PIECE]
+                # The last page of a slot is in the file as a whole.
+                self._read_part([bounce[: _up(piece.nbytes)]], offset + start)
+                piece[:] = bounce[: piece.nbytes]
 
     def _write_direct(self, buffer: memoryview, offset: int) -> None:
         whole = buffer.nbytes // PAGE * PAGE
         if whole and _address(buffer) % PAGE == 0:
             self._write_part([buffer[:whole]], offset)
             buffer, offset = buffer[whole:], offset + whole
-        bounce = _aligned(buffer.nbytes)
-        for start in range(0, buffer.nbytes, _PIECE):
-            piece = buffer[start : start + _PIECE]
-            end = _up(piece.nbytes)
-            bounce[: piece.nbytes] = piece
-            bounce[piece.nbytes : end] = bytes(end - piece.nbytes)
-            self._write_part([bounce[:end]], offset + start)
+        with self._aligned() as bounce:
+            for start in range(0, buffer.nbytes, _PIECE):
+                piece = buffer[start : start + _PIECE]
+                end = _up(piece.nbytes)
+                bounce[: piece.nbytes] = piece
+                bounce[piece.nbytes : end] = bytes(end - piece.nbytes)
+                self._write_part([bounce[:end]], offset + start)
+
+    @contextlib.contextmanager
+    def _aligned(self) -> Iterator[memoryview]:
+        """Memory that starts with a page, for a piece; one for each call that is under way."""
+        try:
+            memory = self._bounces.pop()
+        except IndexError:
+            memory = memoryview(mmap.mmap(-1, _PIECE))
+        yield memory
+        self._bounces.append(memory)
 
 
 def _parts(buffers: Sequence[memoryview], offset: int) -> Iterator[tuple[list[memoryview], int]]:
@@ -291,8 +303,3 @@ def _address(buffer: memoryview) -> int:
     """Where a buffer is in memory."""
     address: int = np.frombuffer(buffer, np.uint8).__array_interface__["data"][0]
     return address
-
-
-def _aligned(size: int) -> memoryview:
-    """Memory that starts with a page, for at most a piece of so many bytes."""
-    return memoryview(mmap.mmap(-1, min(_up(size), _PIECE)) if size else b"")

@@ -344,9 +344,10 @@ class Store:
         starts = [found[at].start for at in order]
         try:
             for group in self._together(starts, [found[at].length for at in order]):
-                self._read_group([(found[order[at]], views[order[at]]) for at in group])
-            for it, view in zip(found, views, strict=True):
-                self._must_be_good(it, view)
+                members = [(found[order[at]], views[order[at]]) for at in group]
+                self._read_group(members)
+                for it, view in members:
+                    self._must_be_good(it, view)
         except BaseException:
             for view in views:
                 view[:] = bytes(view.nbytes)
