@@ -45,6 +45,7 @@ bench: build
 	$(BIN)/python -m pip install --quiet setuptools pybind11 # tlsfallocator does not ask for them
 	$(BIN)/python -m pip install --quiet --no-build-isolation --editable '.[bench]'
 	$(BIN)/python benchmarks/python_calls.py
+	$(BIN)/python benchmarks/pools.py
 
 lint: build
 	cargo fmt --check

@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from figures import show, show_ratio, verdict
 
 import potad
 from potad._core import _Nothing
@@ -186,31 +187,6 @@ class Run:
         for order, victim in zip(orders, victims, strict=True):
             self.orders[victim] = order
         return elapsed / CALLS
-
-
-# ---- figures -----------------------------------------------------------------------------------
-
-
-def verdict(value: float, bar: float | None, at_most: bool = True) -> str:
-    if bar is None:
-        return ""
-    met = value <= bar if at_most else value >= bar
-    return f"bar {'<=' if at_most else '>='} {bar:,.4g}: {'PASS' if met else 'MISS'}"
-
-
-def show(name: str, values: Sequence[float], unit: str, ending: str = "") -> None:
-    median = statistics.median(values)
-    spread = f"({min(values):,.1f} to {max(values):,.1f})"
-    print(f"  {name:<34} {median:>12,.1f} {spread:<24} {unit:<12} {ending}".rstrip())
-
-
-def show_ratio(
-    name: str, ours: Sequence[float], theirs: Sequence[float], bar: float | None
-) -> None:
-    ratio = statistics.median(ours) / statistics.median(theirs)
-    rounds = [a / b for a, b in zip(ours, theirs, strict=True)]
-    spread = f"({min(rounds):.3f} to {max(rounds):.3f})"
-    print(f"  {name:<34} {ratio:>12.3f} {spread:<24} {'x':<12} {verdict(ratio, bar)}".rstrip())
 
 
 # ---- rows --------------------------------------------------------------------------------------

@@ -115,19 +115,23 @@ class Policy:
 
     def victim(self) -> Object | None:
         """Takes out the object that is to go next, of those that can; None if none can."""
-        # Those that are being written: neither used nor to be had.
+        # Those that are being written: neither used nor to be had. They count in their queue, so
+        # that the other one does not go for them.
         aside: list[tuple[Queue, Object]] = []
+        aside_small = 0
         # Each object comes up once, and once more for each of its uses.
         tries = len(self.small) + (len(self.main) + len(self.small)) * (_USES_MAX + 1)
         found = None
         for _ in range(tries):
-            is_small = self.small.size * _SMALL_SHARE >= self.limit or not len(self.main)
-            queue = self.small if is_small and len(self.small) else self.main
+            is_over = (self.small.size + aside_small) * _SMALL_SHARE >= self.limit
+            is_small = len(self.small) and (is_over or not len(self.main))
+            queue = self.small if is_small else self.main
             if not len(queue):
                 break
             it = queue.pop()
             if it.is_moving:
                 aside.append((queue, it))
+                aside_small += it.size if queue is self.small else 0
             elif self._stays(it, queue):
                 self.main.push(it)
             else:
