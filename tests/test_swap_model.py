@@ -248,4 +248,4 @@ class Machine(RuleBasedStateMachine):
 
 
 TestModel = Machine.TestCase
-TestModel.settings = settings(max_examples=120, stateful_step_count=40)
+TestModel.settings = settings(max_examples=80, stateful_step_count=40)

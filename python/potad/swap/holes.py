@@ -56,8 +56,12 @@ class Holes:
         with self._lock:
             self._ranges.append((start, start + size))
             self._size += size
-            kept = max(KEPT_MIN, self._space.used // _KEPT_SHARE, self._failed_size)
-            return self._size > kept
+            return self.is_enough
+
+    @property
+    def is_enough(self) -> bool:
+        """Whether so much was noted that it is to be given back."""
+        return self._size > max(KEPT_MIN, self._space.used // _KEPT_SHARE, self._failed_size)
 
     def find(self, start: int, end: int) -> None:
         """Notes what has blocks in a free range, as another process may have left them."""

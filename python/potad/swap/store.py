@@ -175,6 +175,8 @@ class Store:
                 raise Corrupt(f"{self.path}: the slot at {start:#x}: {error}") from error
             self._describe(start, it.length, it.checksum, good=True)
         self.holes.find(end, self.space.size)
+        if self.holes.is_enough:
+            self._make_room()
 
     def disk_size(self) -> int:
         """Bytes that the file and its table take of the file system."""
@@ -498,10 +500,12 @@ class Store:
             self.table.put([dataclasses.replace(record, at=new // self.granule)])
 
     def release(self, slots: Sequence[Descriptor]) -> None:
-        """Frees slots, whose places are to be cut off."""
+        """Frees slots, whose places are to be cut off, in part at least."""
         ordered = sorted(slots, key=lambda it: it.start)
         _mark(ordered, good=False)
         self._free(ordered)
+        for it in ordered:
+            self.holes.note(it.start, it.size)
 
     def drop(self, starts: Iterable[int]) -> None:
         """Frees allocations that were to be slots, whatever the disk says to it."""
