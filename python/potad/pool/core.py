@@ -457,6 +457,12 @@ class Core:
             f"the pool belongs to process {os.getppid()}, from which this one was forked"
         )
 
+    def count(self) -> int:
+        """How many objects there are."""
+        with self.lock:
+            self.bury_dead()
+            return len(self.objects)
+
     def stats(self) -> PoolStats:
         """What happened so far."""
         with self.lock:

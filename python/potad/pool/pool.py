@@ -31,9 +31,10 @@ class Pool:
 
     Arguments:
         memory: an arena. Others may use it as well.
-        swap: a swap file. Others may use it as well. Objects end with the process, so one that is
-            opened with `keep=False` will do; of another one slots are left if the process is
-            killed.
+        swap: a swap file. Others may use it as well. If it has room for all objects, whatever is
+            not pinned can always go; with less, a pin may find that nothing can. Objects end with
+            the process, so one that is opened with `keep=False` will do; of another one slots are
+            left if the process is killed.
         limit: bytes of memory that objects may take; by default as many as the arena has.
         write_ahead: bytes that are kept clean ahead of need; by default a sixteenth of `limit`, and
             0 for none.
@@ -104,7 +105,7 @@ class Pool:
 
     def __len__(self) -> int:
         """How many objects there are."""
-        return len(self._core.objects)
+        return self._core.count()
 
     def __bool__(self) -> bool:
         """True, also without objects."""
@@ -181,8 +182,8 @@ class Pool:
         >>> swap = potad.SwapFile(directory.name + "/swap", 1 << 20)
         >>> with swap, potad.Pool(memory=potad.Arena(1 << 14), swap=swap) as pool:
         ...     handles = [pool.alloc(4096) for _ in range(8)]
-        ...     pool.will_need(handles[:2])
-        2
+        ...     pool.will_need(handles) <= 2
+        True
         >>> directory.cleanup()
         """
         wanted: list[Object] = []

@@ -140,7 +140,7 @@ class Transfer:
         try:
             self._write_pieces(it.view, copy)
         except (OSError, PotadError) as error:
-            it.error = error
+            it.error = _bare(error)
             self._core.trash.append(copy)
             return
         if len(copy.slots) == 1:
@@ -270,7 +270,8 @@ class Transfer:
         try:
             self._read_together(batch)
         except (OSError, PotadError) as raised:
-            errors = [raised] if len(batch) == 1 else [self._read_alone(it) for it in batch]
+            alone = len(batch) == 1
+            errors = [_bare(raised)] if alone else [self._read_alone(it) for it in batch]
         took = time.perf_counter_ns() - began
         core = self._core
         with core.lock:
@@ -291,7 +292,7 @@ class Transfer:
         try:
             self._read_together([one])
         except (OSError, PotadError) as error:
-            return error
+            return _bare(error)
         return None
 
     def _read_together(self, batch: Sequence[tuple[Object, Buffer]]) -> None:
@@ -344,6 +345,15 @@ class Transfer:
         if event is not None:
             event.set()
         self.empty_trash()
+
+
+def _bare(error: Exception) -> Exception:
+    """An error without the frames it went through: they have views, which keep buffers."""
+    it: BaseException | None = error
+    while it is not None:
+        it.__traceback__ = None
+        it = it.__cause__ or it.__context__
+    return error
 
 
 def empty_trash(swap: SwapFile, trash: deque[Copy]) -> None:
