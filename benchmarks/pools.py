@@ -7,10 +7,11 @@ and some gigabytes of disk where temporary files go.
 
 `zipf` and `hits`: 512 MiB of objects of 4 KiB to 4 MiB, evenly in their logarithm, and memory for a
 quarter of them. Requests are for objects by Zipf's law with 0.9, three quarters of them reads. A
-read has the whole object in memory at its end, and looks at both ends of it; a write replaces all
-of it. Peers are `zict.File` under a `zict.Buffer`, which keeps what was used least recently out of
-so much memory, and `diskcache`, which keeps all of it in files. Every contender is first shown to
-return what was written, and at the end again, all of it. Rounds are interleaved.
+read has the whole object in memory at its end, and looks at both ends of it. A write replaces all
+of it, from a buffer that its producer uses again: whoever keeps the object has a copy of his own.
+Peers are `zict.File` under a `zict.Buffer`, which keeps what was used least recently out of so much
+memory, and `diskcache`, which keeps all of it in files. Every contender is first shown to return
+what was written, and at the end again, all of it. Rounds are interleaved.
 """
 
 from __future__ import annotations
@@ -60,7 +61,8 @@ class Load:
         ]
         self.steps = [*steps, 4 * MIB]
         self.contents = {
-            size: [rng.randbytes(size) for _ in range(VARIANTS)] for size in self.steps
+            size: [memoryview(bytearray(rng.randbytes(size))) for _ in range(VARIANTS)]
+            for size in self.steps
         }
         self.sizes: list[int] = []
         while sum(self.sizes) < WORKING_SET:
@@ -92,7 +94,7 @@ class Contender(ABC):
     name: str
 
     @abstractmethod
-    def write(self, key: int, content: bytes) -> None:
+    def write(self, key: int, content: memoryview) -> None:
         """Replaces an object."""
 
     @abstractmethod
@@ -136,7 +138,7 @@ class PoolContender(Contender):
             self.handles.append(self.pool.alloc(size))
             self.write(key, load.contents[size][load.variants[key]])
 
-    def write(self, key: int, content: bytes) -> None:
+    def write(self, key: int, content: memoryview) -> None:
         with self.handles[key].pin() as view:
             view[:] = content
 
@@ -163,8 +165,8 @@ class Mapping(Contender):
         for key, size in enumerate(load.sizes):
             self.write(key, load.contents[size][load.variants[key]])
 
-    def write(self, key: int, content: bytes) -> None:
-        self.store[str(key)] = content
+    def write(self, key: int, content: memoryview) -> None:
+        self.store[str(key)] = bytes(content)
 
     def read(self, key: int) -> tuple[int, int]:
         content = self.store[str(key)]

@@ -90,7 +90,10 @@ class Transfer:
 
     def _write(self, batch: Sequence[Leaving]) -> None:
         """Writes objects as far as they have changed, a few at a time."""
+        # Where a copy is, there are blocks of the file system already: to write over it is much
+        # cheaper than to write elsewhere.
         few: list[Leaving] = []
+        over: list[Leaving] = []
         size = 0
         for it in batch:
             old = it.it.copy
@@ -98,24 +101,30 @@ class Transfer:
             if old is not None and it.checksum is not None and old.checksum == it.checksum:
                 it.copy = old
                 continue
-            few.append(it)
+            (over if old is not None and len(old.slots) == 1 else few).append(it)
             size += it.it.size
             # What the checksum was taken of is in the processor's cache still.
             if size >= _TOGETHER:
-                self._write_few(few)
-                few, size = [], 0
-        if few:
-            self._write_few(few)
+                self._write_few(few, over)
+                few, over, size = [], [], 0
+        self._write_few(few, over)
 
-    def _write_few(self, batch: Sequence[Leaving]) -> None:
-        core = self._core
+    def _write_few(self, new: Sequence[Leaving], over: Sequence[Leaving]) -> None:
+        """Writes objects to new slots, and over the ones that they have."""
+        core, batch = self._core, [*new, *over]
+        if not batch:
+            return
         began = time.perf_counter_ns()
-        try:
-            self._write_together(batch)
-        except (OSError, PotadError):
+        alone: list[Leaving] = []
+        for some, write in ((over, self._write_over), (new, self._write_together)):
+            try:
+                write(some)
+            except (OSError, PotadError):
+                alone.extend(some)
+        if alone:
             # One may fail where others need not.
-            self.make_swap_room(sum(it.it.size for it in batch))
-            for it in batch:
+            self.make_swap_room(sum(it.it.size for it in alone))
+            for it in alone:
                 self._write_alone(it)
         took = time.perf_counter_ns() - began
         with core.lock:
@@ -127,7 +136,33 @@ class Transfer:
                 if isinstance(it.error, OSError):
                     core.counters.io_errors += 1
 
+    def _write_over(self, batch: Sequence[Leaving]) -> None:
+        """Writes objects over their copies, which are of no use if that fails."""
+        batch = sorted(batch, key=_slot_of)
+        if not batch:
+            return
+        copies = [it.it.copy for it in batch]
+        for copy in copies:
+            assert copy is not None
+            copy.checksum = None
+        try:
+            slots, views = list(map(_slot_of, batch)), [it.view for it in batch]
+            self._core.swap._rewrite_views(slots, views, [it.checksum for it in batch])
+        except BaseException:
+            with self._core.lock:
+                for it in batch:
+                    if it.it.copy is not None:
+                        self._core.trash.append(it.it.copy)
+                        it.it.copy = None
+            raise
+        for it, copy in zip(batch, copies, strict=True):
+            assert copy is not None
+            copy.checksum = it.checksum
+            it.copy = copy
+
     def _write_together(self, batch: Sequence[Leaving]) -> None:
+        if not batch:
+            return
         copies = [Copy(it.checksum) for it in batch]
         views, checksums = [it.view for it in batch], [it.checksum for it in batch]
         slots = self._core.swap._write_views(views, checksums, copies)
@@ -172,9 +207,13 @@ class Transfer:
                 it.copy = copy
             else:
                 core.trash.append(copy)
-        if copy is not None and copy is it.copy and is_as_written and not it.clean:
-            it.clean = True
-            core.dirty -= it.size
+        if copy is not None and copy is it.copy:
+            if not is_as_written:
+                # Somebody wrote meanwhile, so it may be neither the one nor the other.
+                copy.checksum = None
+            elif not it.clean:
+                it.clean = True
+                core.dirty -= it.size
         if it.is_dead:
             core.put_away(it)
         elif evict and it.buffer is leaving.buffer:
@@ -345,6 +384,12 @@ class Transfer:
         if event is not None:
             event.set()
         self.empty_trash()
+
+
+def _slot_of(leaving: Leaving) -> int:
+    """The slot of an object that has one."""
+    assert leaving.it.copy is not None
+    return leaving.it.copy.slots[0]
 
 
 def _bare(error: Exception) -> Exception:

@@ -238,6 +238,30 @@ class Store:
             self._describe(start, view.nbytes, checksum, good=True)
         return starts
 
+    def rewrite(
+        self,
+        slots: Sequence[int],
+        views: Sequence[memoryview],
+        checksums: Sequence[int | None],
+    ) -> None:
+        """Writes data to slots that had as much: it goes where blocks of the file system are
+        already.
+
+        If it raises, what the slots have is of no use.
+        """
+        found = self.pinned(slots)
+        try:
+            if self._keep:
+                records = [it.record(self.granule) for it in found]
+                self.table.clear(sorted(records, key=lambda record: record.at))
+            # Until all is there, no checksum fits: what is read meanwhile, or after an error, is
+            # not taken for good.
+            self._write(slots, views, checksums)
+            for it, checksum in zip(found, checksums, strict=True):
+                self._describe(it.start, it.length, checksum, good=True)
+        finally:
+            self.unpin(found)
+
     def _make_room(self) -> int:
         """Gives back to the file system what was freed, if it can; how many bytes that was."""
         with contextlib.suppress(OSError):

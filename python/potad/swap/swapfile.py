@@ -234,6 +234,13 @@ class SwapFile:
         with self._gate:
             return self._store.write(views, checksums, owners)
 
+    def _rewrite_views(
+        self, slots: list[int], views: list[memoryview], checksums: list[int | None]
+    ) -> None:
+        """Writes over slots, of data of the same lengths; if that fails, they can only be freed."""
+        with self._gate:
+            self._store.rewrite(slots, views, checksums)
+
     def read(self, slot: SupportsIndex) -> bytes:
         """What was written to a slot.
 
