@@ -280,17 +280,14 @@ def sequential(directory: Path) -> None:
         rates: dict[str, list[float]] = {}
         for _ in range(5):
             path = directory / "dd"
-            source = directory / "source"
-            source.write_bytes(content * 64)
             flags = (["oflag=direct"], ["iflag=direct"]) if mode == "direct" else ([], [])
             took = {
                 "dd out": dd("if=/dev/zero", f"of={path}", f"count={count}", *flags[0]),
                 "dd in": dd(f"if={path}", "of=/dev/null", *flags[1]),
             }
             path.unlink()
-            source.unlink()
             swap = potad.SwapFile(
-                directory / "swap", (count + 64) * MIB, keep=False, direct=mode == "direct"
+                directory / "swap", 2 * count * MIB, keep=False, direct=mode == "direct"
             )
             pool = potad.Pool(memory=potad.Arena(64 * MIB), swap=swap)
             start = time.perf_counter()
@@ -339,7 +336,7 @@ def blocks(directory: Path) -> None:
                 swap.free(slot)
             os.sync()
             ratio = swap.disk_size / sum(map(swap.length, live))
-        swap.unlink()
+            swap.unlink()
         print(f"  {name:<34} {ratio:>12.3f} {'':<24} {'x':<12} {verdict(ratio, 1.1)}")
 
 

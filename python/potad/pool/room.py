@@ -36,7 +36,7 @@ _SLACK_ROUNDS = 3
 # moved for it. Measured at four times as many objects as memory: with none, every fourth try to
 # move fails for want of gaps to move to, at four times the price of one that does not.
 _SLACK_OF_OBJECT = 4
-_SLACK_OF_MEMORY = 64
+_SLACK_OF_MEMORY = 32
 
 
 class Room:

@@ -2,8 +2,9 @@
 
 Policy. To punch a hole is a system call, and to write there again has the file system look for
 blocks; space that is used again soon should keep what it has. So what is freed is noted, and given
-back once it comes to 4 MiB, or a sixteenth of what is in use if that is more. The file then takes
-at most what slots take, that much, and what of blocks of the file system is shared with slots.
+back once it comes to 1 MiB, or a sixty-fourth of what is in use if that is more. The file then
+takes at most what slots take, that much, and what of blocks of the file system is shared with
+slots.
 
 A range may be in use again when its turn comes, in part or as a whole. So what is free of it is
 allocated, which keeps others away, punched, and freed: a block of the file system at a time, if all
@@ -22,8 +23,8 @@ from potad._core import Space
 from potad.errors import OutOfSpace
 from potad.swap.file import PAGE, File
 
-KEPT_MIN = 4 << 20
-_KEPT_SHARE = 16
+KEPT_MIN = 1 << 20
+_KEPT_SHARE = 64
 
 # Granules that are looked up at once.
 _LOOKED_UP = 1 << 16
