@@ -96,7 +96,7 @@ class Holes:
             except BaseException as error:
                 for left, right in [*todo, (start, end)]:
                     self.note(left, right - left)
-                self._failed_size = 2 * self._size
+                self._failed_size = self._size + max(KEPT_MIN, self._size)
                 if isinstance(error, OSError) and error.errno == errno.EOPNOTSUPP:
                     self._impossible = error
                     self._ranges.clear()

@@ -8,6 +8,7 @@ between leaves copies more, but no slot less.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 
 import numpy as np
@@ -31,6 +32,7 @@ def shrink(store: Store, size: int) -> dict[int, int]:
             raise _in_the_way(store, it, "pinned")
     tail.sort(key=lambda it: it.size, reverse=True)
     slots = [Slot(it) for it in tail]
+    store.settle()
     homes = _homes(store, tail, size)
     asked: list[Move] = []
     try:
@@ -48,18 +50,15 @@ def shrink(store: Store, size: int) -> dict[int, int]:
         store.release(tail)
         store.cut(before, size)
     except BaseException as error:
-        for it, slot in zip(tail, slots, strict=True):
-            store.reinstate(slot, it.owner)
-        store.drop(homes)
-        for move in reversed(asked):
-            # It is where it was, whatever the answer.
-            try:
-                _agrees(Move(move.new, move.old, move.descriptor))
-            except Exception as failure:
-                error.add_note(f"An owner that was to move back to {move.old:#x}: {failure!r}")
+        # All of it, the last first, also where somebody interrupts one.
+        with contextlib.ExitStack() as undo:
+            for move in asked:
+                undo.callback(_ask_back, move, error)
+            undo.callback(store.drop, homes)
+            undo.callback(store.reinstate, slots, [it.owner for it in tail])
         raise
-    for new in homes:
-        store.make_good(new)
+    store.make_good(homes)
+    store.cut_file(size)
     return {it.start: new for it, new in zip(tail, homes, strict=True)}
 
 
@@ -86,6 +85,14 @@ def _agrees(move: Move) -> bool:
     if not isinstance(answer, (bool, np.bool_)):
         raise TypeError(f"on_relocate must return True or False, not {answer!r}")
     return bool(answer)
+
+
+def _ask_back(move: Move, error: BaseException) -> None:
+    """Asks an owner to move back; its slot is where it was, whatever the answer."""
+    try:
+        _agrees(Move(move.new, move.old, move.descriptor))
+    except Exception as failure:
+        error.add_note(f"An owner that was to move back to {move.old:#x}: {failure!r}")
 
 
 def _in_the_way(store: Store, it: Descriptor, why: Why) -> OutOfSpace:

@@ -218,6 +218,7 @@ class Store:
         self, views: Sequence[memoryview], checksums: Sequence[int | None], owners: Sequence[Any]
     ) -> list[int]:
         """Writes data to new slots: all, or none."""
+        self.settle()
         starts = self._allocate([self._granules(view.nbytes) for view in views], owners)
         try:
             try:
@@ -265,8 +266,21 @@ class Store:
     def _make_room(self) -> int:
         """Gives back to the file system what was freed, if it can; how many bytes that was."""
         with contextlib.suppress(OSError):
-            return self.holes.punch()
+            return self.give_back()
         return 0
+
+    def give_back(self) -> int:
+        """As `_make_room`; `OSError` if it cannot."""
+        self.settle()
+        return self.holes.punch()
+
+    def settle(self) -> None:
+        """Has the table on disk be as it should be; `OSError` if it cannot.
+
+        Until then bytes of slots that are not to be may not be written over, nor given back: who
+        opens the file next may find those slots.
+        """
+        self.table.settle()
 
     def _granules(self, length: int) -> int:
         """Granules of a slot for so many bytes; also nothing has a place."""
@@ -478,8 +492,7 @@ class Store:
         # Every one is to be noted.
         if sum(self.holes.note(it.start, it.size) for it in found):
             # Where that fails, it is tried again with what is freed next.
-            with contextlib.suppress(OSError):
-                self.holes.punch()
+            self._make_room()
 
     def _free(self, found: Sequence[Descriptor]) -> None:
         """Frees slots, which are in order: from the table first, then from the space."""
@@ -502,6 +515,7 @@ class Store:
         except BaseException:
             with contextlib.suppress(OSError):
                 self.table.write_header(Header(self.granule, before, os.getpid()))
+            with contextlib.suppress(OSError):
                 self.file.truncate(before)
             raise
 
@@ -534,28 +548,29 @@ class Store:
     def drop(self, starts: Iterable[int]) -> None:
         """Frees allocations that were to be slots, whatever the disk says to it."""
         found = [it for it in map(self.space.lookup, starts) if it is not None]
-        if self._keep:
-            self.table.drop(Slot(it).record(self.granule) for it in found)
-        self.space.free_many([it.start for it in found])
-        for it in found:
-            self.holes.note(it.start, it.size)
+        try:
+            if self._keep:
+                self.table.drop(Slot(it).record(self.granule) for it in found)
+        finally:
+            self.space.free_many([it.start for it in found])
+            for it in found:
+                self.holes.note(it.start, it.size)
 
-    def make_good(self, start: int) -> None:
-        """Has a slot be good that was copied to an allocation."""
-        it = self.space.lookup(start)
-        assert it is not None
-        _mark([it], good=True)
+    def make_good(self, starts: Iterable[int]) -> None:
+        """Has slots be good that were copied to allocations."""
+        _mark((it for it in map(self.space.lookup, starts) if it is not None), good=True)
 
-    def reinstate(self, it: Slot, owner: Any) -> None:
-        """Has a slot be there again whose bytes are still in the file."""
-        if self.space.lookup(it.start) is None:
-            self.space.alloc_at(it.start, it.size, kind=SLOT, owner=owner)
-        self._describe(it.start, it.length, it.checksum, good=True)
+    def reinstate(self, slots: Sequence[Slot], owners: Sequence[Any]) -> None:
+        """Has slots be there again whose bytes are still in the file."""
+        for it, owner in zip(slots, owners, strict=True):
+            if self.space.lookup(it.start) is None:
+                self.space.alloc_at(it.start, it.size, kind=SLOT, owner=owner)
+            self._describe(it.start, it.length, it.checksum, good=True)
         if self._keep:
-            self.table.put_back([it.record(self.granule)])
+            self.table.put_back(it.record(self.granule) for it in slots)
 
     def cut(self, before: int, size: int) -> None:
-        """Takes away what is behind `size`, where no slot is."""
+        """Takes away what is behind `size`, where no slot is, from all but the file itself."""
         self.space.remove(size, before - size)
         try:
             self.table.write_header(Header(self.granule, size, os.getpid()))
@@ -564,6 +579,9 @@ class Store:
             with contextlib.suppress(OSError):
                 self.table.write_header(Header(self.granule, before, os.getpid()))
             raise
+
+    def cut_file(self, size: int) -> None:
+        """Cuts the file itself, if it can."""
         # What is behind the size belongs to nothing, so a file that stays long is whole.
         with contextlib.suppress(OSError):
             self.file.truncate(size)

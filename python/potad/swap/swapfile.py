@@ -392,7 +392,8 @@ class SwapFile:
     # Freeing.
 
     def free(self, slot: SupportsIndex) -> None:
-        """Frees a slot. What it took of the disk goes back some time later, with that of others.
+        """Frees a slot. What it took of the disk goes back some time later, with that of others:
+        what interrupts that leaves it freed.
 
         Arguments:
             slot: as for `read`.
@@ -472,7 +473,7 @@ class SwapFile:
         ...         swap.trim()
         """
         with self._gate:
-            self._store.holes.punch()
+            self._store.give_back()
 
     # The file as a whole.
 
@@ -531,7 +532,8 @@ class SwapFile:
             PotadError: an owner that is asked uses the file itself.
             ValueError, TypeError, OverflowError: `size` is not as above, or the file is closed.
 
-        Takes as long as to read and write what is moved, while nothing else reads or writes.
+        Takes as long as to read and write what is moved, while nothing else reads or writes. What
+        interrupts it at the very end, where the file itself is cut, leaves it done.
 
         >>> import tempfile, potad
         >>> with tempfile.TemporaryDirectory() as directory:

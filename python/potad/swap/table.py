@@ -144,7 +144,7 @@ class Table:
 
     def put(self, records: Sequence[Record]) -> None:
         """Writes records, which are in order: all, or none. Slots are good from here on."""
-        self._settle()
+        self.settle()
         try:
             for group in _groups(records):
                 content = b"".join(record.pack() for record in group)
@@ -178,9 +178,9 @@ class Table:
         with self._lock:
             self._owed.update(contents)
         with contextlib.suppress(OSError):
-            self._settle()
+            self.settle()
 
-    def _settle(self) -> None:
+    def settle(self) -> None:
         """Writes what is owed; `OSError` if that is not possible."""
         if not self._owed:
             return
@@ -241,13 +241,13 @@ class Table:
 
     def sync(self) -> None:
         """Waits until what was written is on the disk."""
-        self._settle()
+        self.settle()
         self._file.sync()
 
     def close(self) -> None:
         """Closes the file."""
         with contextlib.suppress(OSError):
-            self._settle()
+            self.settle()
         self._file.close()
 
     def leave(self) -> None:
