@@ -242,7 +242,7 @@ class Machine(RuleBasedStateMachine):
             data, owner = self.model[it.start]
             assert (it.size, it.owner, it.pins) == (self.taken(data), owner, 0)
         if HAS_HOLES:
-            kept = max(KEPT, self.used // 16)
+            kept = max(KEPT, self.used // 64)
             # Freed at once it may be the last call's as well, if that came to less.
             assert self.disk_size <= self.blocks * 4096 + kept + 16 * KIB
 

@@ -2,7 +2,7 @@
 
 Policy. To punch a hole is a system call, and to write there again has the file system look for
 blocks; space that is used again soon should keep what it has. So what is freed is noted, and given
-back once it comes to 1 MiB, or a sixty-fourth of what is in use if that is more. The file then
+back once it comes to 256 KiB, or a sixty-fourth of what is in use if that is more. The file then
 takes at most what slots take, that much, and what of blocks of the file system is shared with
 slots.
 
@@ -23,7 +23,7 @@ from potad._core import Space
 from potad.errors import OutOfSpace
 from potad.swap.file import PAGE, File
 
-KEPT_MIN = 1 << 20
+KEPT_MIN = 256 << 10
 _KEPT_SHARE = 64
 
 # Granules that are looked up at once.
