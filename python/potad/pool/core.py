@@ -145,8 +145,7 @@ class Core:
         assert it.clean
         assert not it.pins
         try:
-            if it.kind.record is not None and (record := buffer.descriptor.record) is not None:
-                it.record = record.tobytes()
+            _keep_record(it, buffer)
             buffer.free()
         except NotAllocated:
             pass  # somebody else has freed it; the copy is as good
@@ -332,6 +331,10 @@ class Core:
     def forsake(self, it: Object, why: str) -> bool:
         """An object's buffer is of no use any more; whether it has a good copy. Locked."""
         is_good = it.clean and not it.lingers()
+        if it.buffer is not None:
+            # That is not in the memory which failed.
+            with contextlib.suppress(NotAllocated):
+                _keep_record(it, it.buffer)
         self.policy.remove(it)
         # A write that is under way may have read anything.
         it.version += 1
@@ -496,6 +499,12 @@ class Core:
             for queue in (self.policy.small, self.policy.main, self.policy.ghosts):
                 if queue.size != (found := sum(it.size for it in queue)):
                     raise Corrupt(f"a queue's size is kept as {queue.size} but is {found}")
+
+
+def _keep_record(it: Object, buffer: Buffer) -> None:
+    """Keeps an object's record for when it has a descriptor again."""
+    if it.kind.record is not None and (record := buffer.descriptor.record) is not None:
+        it.record = record.tobytes()
 
 
 def _address(buffer: Buffer | None) -> int:
