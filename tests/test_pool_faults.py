@@ -243,13 +243,14 @@ def test_granules_that_fail_one_after_the_other(rng: random.Random, tmp_path: Pa
         potad.Pool(memory=arena, swap=swap) as pool,
     ):
         handles = {}
-        for _ in range(40):
-            handle = pool.alloc(40_000)
-            content = rng.randbytes(40_000)
+        for _ in range(100):
+            handle = pool.alloc(16_000)
+            content = rng.randbytes(16_000)
             with handle.pin() as view:
                 view[:] = content
             handles[handle] = content
-        for _ in range(100):
+        # Few enough that there is a run of four between them.
+        for _ in range(40):
             pool.flush()
             address = arena.space.base + rng.randrange(MIB)
             assert arena.memory_failure(address) is potad.Outcome.RECOVERED

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from potad._core import Kind
+from potad.arguments import flag
 from potad.failure import Failure
 
 if TYPE_CHECKING:
@@ -121,9 +122,7 @@ class Handle:
         1
         >>> directory.cleanup()
         """
-        if not isinstance(write, bool):
-            raise TypeError(f"write must be True or False, not {write!r}")
-        return Pin(self, write)
+        return Pin(self, flag("write", write))
 
     def free(self) -> None:
         """Frees the object.

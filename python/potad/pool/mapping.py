@@ -7,9 +7,9 @@ from collections.abc import Iterator, MutableMapping
 from typing import TYPE_CHECKING, Any
 
 from potad._core import Kind
+from potad.arguments import readable
 from potad.errors import Busy
 from potad.pool.handle import Handle, Pin
-from potad.views import readable
 
 if TYPE_CHECKING:
     from potad.pool.pool import Pool

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Iterable
 from types import TracebackType
 from typing import Any, Self, SupportsIndex
 
 from potad._core import Arena, Kind
+from potad.arguments import whole
 from potad.pool.core import OBJECT, Core
 from potad.pool.handle import Handle
 from potad.pool.mapping import PoolDict
@@ -80,7 +80,7 @@ class Pool:
         bytes_max = most if limit is None else _limit("limit", limit, most)
         ahead = bytes_max // _AHEAD_SHARE
         if write_ahead is not None:
-            ahead = _whole("write_ahead", write_ahead)
+            ahead = whole("write_ahead", write_ahead)
         self._core = Core(memory, swap, bytes_max, ahead)
 
     @property
@@ -150,12 +150,12 @@ class Pool:
         (8388608, True)
         >>> directory.cleanup()
         """
-        size = _whole("nbytes", nbytes)
+        size = whole("nbytes", nbytes)
         if not size:
             raise ValueError("nbytes must be above 0, not 0")
         if kind is not None and not isinstance(kind, Kind):
             raise TypeError(f"kind must be a Kind, not {kind!r}")
-        wanted = None if align is None else _whole("align", align)
+        wanted = None if align is None else whole("align", align)
         if wanted is not None and (not wanted or wanted & (wanted - 1)):
             raise ValueError(f"align must be a power of two, not {wanted}")
         return self._core.alloc(size, wanted, kind or OBJECT, owner)
@@ -376,18 +376,8 @@ class Pool:
         return f"<potad.Pool limit={self.limit} objects={len(self)}{closed}>"
 
 
-def _whole(name: str, value: Any) -> int:
-    try:
-        number = operator.index(value)
-    except TypeError:
-        raise TypeError(f"{name} must be an integer, not {value!r}") from None
-    if not 0 <= number < 1 << 64:
-        raise OverflowError(f"{name} must be from 0 to 2**64 - 1, not {number}")
-    return number
-
-
 def _limit(name: str, value: Any, most: int) -> int:
-    number = _whole(name, value)
+    number = whole(name, value)
     if not 0 < number <= most:
         raise ValueError(f"{name} must be above 0 and at most {most}, not {number}")
     return number

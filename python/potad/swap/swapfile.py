@@ -12,21 +12,18 @@ at once. A slot is pinned while it is read or written, so nobody frees it meanwh
 from __future__ import annotations
 
 import contextlib
-import operator
 import os
 import weakref
 from collections.abc import Iterable, Iterator
 from types import TracebackType
 from typing import Any, Self, SupportsIndex
 
-import numpy as np
-
 from potad._core import Space
+from potad.arguments import flag, readable, whole, writable
 from potad.swap.file import PAGE, System
 from potad.swap.gate import Gate
 from potad.swap.shrinking import shrink
 from potad.swap.store import Slot, Store
-from potad.views import readable, writable
 
 # All that are open, so that a child process can give up its part in them.
 _OPEN: weakref.WeakSet[SwapFile] = weakref.WeakSet()
@@ -89,18 +86,18 @@ class SwapFile:
     ) -> None:
         system = System() if _system is None else _system
         name = _path(path)
-        unit = _whole("granule", granule)
+        unit = whole("granule", granule)
         if unit < 512 or unit & (unit - 1):
             raise ValueError(f"granule must be a power of two from 512 on, not {unit}")
-        wanted = None if size is None else _whole("size", size)
+        wanted = None if size is None else whole("size", size)
         if wanted is not None and (wanted == 0 or wanted % unit):
             raise ValueError(f"size must be a multiple of {unit} above 0, not {wanted}")
-        direct, keep = _flag("direct", direct), _flag("keep", keep)
+        direct, keep = flag("direct", direct), flag("keep", keep)
         self._store = Store(
             name,
             wanted,
             unit,
-            checksums=_flag("checksums", checksums),
+            checksums=flag("checksums", checksums),
             # A page is read and written as a whole, so it may not have two slots.
             direct=direct and unit >= PAGE,
             keep=keep,
@@ -497,7 +494,7 @@ class SwapFile:
         ...         swap.space.largest_free
         1073741824
         """
-        wanted = _whole("size", size)
+        wanted = whole("size", size)
         with self._gate.alone:
             before = self.size
             if wanted < before or wanted % self._store.granule:
@@ -544,7 +541,7 @@ class SwapFile:
         ...         moved, swap.read(moved[second])
         ({4096: 0}, b'data')
         """
-        wanted = _whole("size", size)
+        wanted = whole("size", size)
         with self._gate.alone:
             if not 0 < wanted <= self.size or wanted % self._store.granule:
                 raise ValueError(
@@ -656,25 +653,7 @@ def _path(value: Any) -> str:
 
 
 def _slot(value: Any) -> int:
-    return _whole("slot", value)
-
-
-def _whole(name: str, value: Any) -> int:
-    try:
-        # Exactly an `int`, whatever a subclass does.
-        number = int.__index__(operator.index(value))
-    except TypeError:
-        kind = type(value).__name__
-        raise TypeError(f"{name} must be an integer, not {value!r} of type {kind}") from None
-    if not 0 <= number < 1 << 63:
-        raise OverflowError(f"{name} must be from 0 to 2**63 - 1, not {number}")
-    return number
-
-
-def _flag(name: str, value: Any) -> bool:
-    if not isinstance(value, (bool, np.bool_)):
-        raise TypeError(f"{name} must be True or False, not {value!r}")
-    return bool(value)
+    return whole("slot", value)
 
 
 def _leave_to_parent() -> None:

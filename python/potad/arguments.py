@@ -1,7 +1,11 @@
-"""What callers hand in as bytes, as flat views of it."""
+"""Arguments of the package's own calls: numbers, flags, and bytes as flat views of them.
+
+Errors name the argument and its value.
+"""
 
 from __future__ import annotations
 
+import operator
 from typing import Any
 
 import numpy as np
@@ -45,3 +49,23 @@ def writable(name: str, data: Any) -> memoryview:
     if view.readonly and view.nbytes:
         raise ValueError(f"{name} must be writable")
     return view
+
+
+def whole(name: str, value: Any) -> int:
+    """A number from 0 to 2^63 - 1, which is as far as files go, and memory."""
+    try:
+        # Exactly an `int`, whatever a subclass does.
+        number = int.__index__(operator.index(value))
+    except TypeError:
+        kind = type(value).__name__
+        raise TypeError(f"{name} must be an integer, not {value!r} of type {kind}") from None
+    if not 0 <= number < 1 << 63:
+        raise OverflowError(f"{name} must be from 0 to 2**63 - 1, not {number}")
+    return number
+
+
+def flag(name: str, value: Any) -> bool:
+    """True or False."""
+    if not isinstance(value, (bool, np.bool_)):
+        raise TypeError(f"{name} must be True or False, not {value!r}")
+    return bool(value)
