@@ -1,9 +1,9 @@
-"""A system whose n-th call fails, or does less than it was asked to."""
+"""A system whose n-th call of a kind fails, does less than it is asked to, or is interrupted."""
 
 from __future__ import annotations
 
 import errno
-from collections import Counter
+import os
 from typing import Any
 
 from potad.swap.file import System
@@ -12,47 +12,63 @@ CALLS = ("open", "pread", "preadv", "pwritev", "fdatasync", "ftruncate", "punch_
 
 
 class Faulty(System):
-    """Fails the n-th of the calls that are counted, or all from it on; made anew for each run."""
+    """Lets one call of a kind fail, or all from it on until it is mended."""
 
-    def __init__(
-        self, call: str, number: int, error: int | None, *, for_good: bool = False
-    ) -> None:
-        self.call = call
-        self.number = number
-        # None for a call that is done in part.
-        self.error = error
-        self.for_good = for_good
+    def __init__(self, call: str = "", number: int = 0, fault: Any = None, lasts: bool = False):
+        self.counts = dict.fromkeys(CALLS, 0)
+        # Calls are counted, and fail, only then.
         self.is_on = True
-        self.counts: Counter[str] = Counter()
-        self.failed = 0
+        self.has_failed = False
+        self.is_failing = False
         for name in CALLS:
-            setattr(self, name, self._counted(name, getattr(System, name)))
+            ours = number if name == call else 0
+            setattr(self, name, self._wrapped(name, getattr(System, name), ours, fault, lasts))
 
-    def _counted(self, name: str, real: Any) -> Any:
-        def call(*arguments: Any) -> Any:
-            if not self.is_on or name != self.call:
+    def _wrapped(self, name: str, real: Any, number: int, fault: Any, lasts: bool) -> Any:
+        def called(*arguments: Any) -> Any:
+            if not self.is_on:
                 return real(*arguments)
             self.counts[name] += 1
-            count = self.counts[name]
-            if count < self.number or (count > self.number and not self.for_good):
-                return real(*arguments)
-            self.failed += 1
-            if self.error is not None:
-                raise OSError(self.error, errno.errorcode[self.error])
-            return real(*self._less(name, arguments))
+            if number and (self.counts[name] == number or self.is_failing):
+                self.has_failed = True
+                self.is_failing = lasts
+                return fault(real, *arguments)
+            return real(*arguments)
 
-        return call
+        return called
 
-    @staticmethod
-    def _less(name: str, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
-        """The same call for half of the bytes, as far as it has any."""
-        descriptor, what, *rest = arguments
-        if name == "pread":
-            return descriptor, max(what // 2, 1), *rest
-        size = sum(it.nbytes for it in what)
-        left = max(size // 2, 1)
-        buffers = []
-        for it in what:
-            buffers.append(it[:left])
-            left -= buffers[-1].nbytes
-        return descriptor, [it for it in buffers if it.nbytes], *rest
+
+def failing(number: int) -> Any:
+    def fault(real: Any, *arguments: Any) -> Any:
+        raise OSError(number, os.strerror(number))
+
+    return fault
+
+
+def interrupted(real: Any, *arguments: Any) -> Any:
+    raise KeyboardInterrupt
+
+
+def interrupted_behind(real: Any, *arguments: Any) -> Any:
+    result = real(*arguments)
+    if real is os.open:
+        os.close(result)
+    raise KeyboardInterrupt
+
+
+def some_bytes(real: Any, descriptor: int, what: Any, offset: int) -> Any:
+    """As much as is asked for less the half of it, as where a signal comes in between."""
+    if isinstance(what, int):
+        return real(descriptor, max(what // 2, 1), offset)
+    size = max(sum(view.nbytes for view in what) // 2, 1)
+    views = []
+    for view in what:
+        views.append(view[: min(view.nbytes, size)])
+        size -= views[-1].nbytes
+    return real(descriptor, views, offset)
+
+
+def some_bytes_and_no_more(real: Any, *arguments: Any) -> Any:
+    """Half of it is written, and then the call fails: as one that is tried again may."""
+    some_bytes(real, *arguments)
+    raise OSError(errno.EIO, os.strerror(errno.EIO))

@@ -173,6 +173,23 @@ def test_full_of_pins_says_whose_they_are(pool: potad.Pool) -> None:
     pool.alloc(4096)
 
 
+def test_a_view_that_its_user_releases(pool: potad.Pool) -> None:
+    handle = pool.alloc(100)
+    with handle.pin() as view:
+        view.release()
+    assert handle.pins == 0
+    handle.free()
+
+
+def test_what_cannot_be_made_is_not_counted(pool: potad.Pool) -> None:
+    for _ in range(3):
+        with pytest.raises(potad.OutOfSpace):
+            pool.alloc(2 * MIB, owner="me")
+    gc.collect()
+    pool.check()
+    assert all(row.objects == row.bytes == 0 for row in pool.stats().rows)
+
+
 def test_a_run_is_made_of_small_objects(pool: potad.Pool) -> None:
     handles = filled(pool, 256, 4096)
     large = pool.alloc(512 * KIB, align=128 * KIB)

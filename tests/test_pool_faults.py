@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from faulty import Faulty
+from faulty import Faulty, failing, interrupted, some_bytes, some_bytes_and_no_more
 
 import potad
 from potad.swap.file import System
@@ -23,12 +23,15 @@ from potad.swap.file import System
 KIB, MIB = 1 << 10, 1 << 20
 
 FAULTS = [
-    ("pwritev", errno.EIO, False),
-    ("pwritev", errno.EIO, True),
-    ("pwritev", errno.ENOSPC, True),
-    ("pwritev", None, False),
-    ("preadv", errno.EIO, False),
-    ("preadv", None, False),
+    ("pwritev", failing(errno.EIO), False),
+    ("pwritev", failing(errno.EIO), True),
+    ("pwritev", failing(errno.ENOSPC), True),
+    ("pwritev", some_bytes, False),
+    ("pwritev", some_bytes_and_no_more, False),
+    ("pwritev", interrupted, False),
+    ("preadv", failing(errno.EIO), False),
+    ("preadv", some_bytes, False),
+    ("preadv", interrupted, False),
 ]
 
 
@@ -71,7 +74,7 @@ class Load:
         for _ in range(steps):
             try:
                 self.step(rng)
-            except (OSError, potad.OutOfSpace):
+            except (OSError, potad.OutOfSpace, KeyboardInterrupt):
                 self.refused += 1
 
     def check(self) -> None:
@@ -84,12 +87,12 @@ class Load:
 
 
 @pytest.mark.parametrize("keep", [False, True])
-@pytest.mark.parametrize(("call", "error", "for_good"), FAULTS)
+@pytest.mark.parametrize(("call", "fault", "lasts"), FAULTS)
 def test_every_call_that_fails(
-    tmp_path: Path, call: str, error: int | None, for_good: bool, keep: bool
+    tmp_path: Path, call: str, fault: Any, lasts: bool, keep: bool
 ) -> None:
     for number in (*range(1, 20), *range(20, 400, 23)):
-        system = Faulty(call, number, error, for_good=for_good)
+        system = Faulty(call, number, fault, lasts)
         system.is_on = False
         path = tmp_path / f"swap{number}"
         arena = potad.Arena(512 * KIB)
@@ -99,7 +102,7 @@ def test_every_call_that_fails(
                 load = Load(pool)
                 load.run(150)
                 system.is_on = False
-                if error is None:
+                if fault is some_bytes:
                     assert not load.refused
                 load.check()
                 load.run(50)
@@ -107,7 +110,7 @@ def test_every_call_that_fails(
             assert swap.space.used == 0
             swap.unlink()
         assert arena.space.used == 0
-        if not system.failed:
+        if not system.has_failed:
             assert number > 1
             return
 
@@ -376,3 +379,79 @@ def test_a_soak(rng: random.Random, tmp_path: Path) -> None:
         pool.check()
         swap.space.check()
         pool.memory.space.check()
+
+
+def test_memory_that_fails_while_it_is_written_over(tmp_path: Path) -> None:
+    """Its slot is thrown away once, not twice: the second time it would be somebody else's."""
+    system = Gated("pwritev")
+    arena = potad.Arena(256 * KIB)
+    with (
+        potad.SwapFile(tmp_path / "swap", 4 * MIB, keep=False, _system=system) as swap,
+        potad.Pool(memory=arena, swap=swap, write_ahead=0) as pool,
+    ):
+        handle = pool.alloc(50_000)
+        with handle.pin() as view:
+            view[:] = b"a" * 50_000
+        pool.flush()
+        with handle.pin() as view:
+            view[0] = 1
+            address = np.frombuffer(view, np.uint8).__array_interface__["data"][0]
+        system.is_on = True
+        thread = in_thread(pool.flush)
+        assert system.reached.wait(60)
+        assert arena.memory_failure(address) is potad.Outcome.FAILED
+        system.go.set()
+        thread.join()
+        assert handle.lost
+        pool.check()
+        assert swap.space.used == 0
+        slot = swap.write(b"other")
+        handle.free()
+        pool.flush()
+        assert swap.read(slot) == b"other"
+        assert not pool._core.trash
+
+
+def test_slots_that_somebody_else_frees(tmp_path: Path) -> None:
+    """What comes to be where a slot was is neither taken for the object nor freed with it."""
+    with (
+        potad.SwapFile(tmp_path / "swap", 256 * KIB) as swap,
+        potad.Pool(memory=potad.Arena(256 * KIB), swap=swap, write_ahead=0) as pool,
+    ):
+        handles = [pool.alloc(50_000) for _ in range(3)]
+        for handle in handles:
+            with handle.pin() as view:
+                view[:] = b"a" * 50_000
+        pool.flush()
+        pool.resize(4096)
+        pool.resize(256 * KIB)
+        swap.clear()
+        others = [swap.write(b"b" * 50_000) for _ in range(4)]
+        for handle in handles[:2]:
+            with pytest.raises(potad.Poisoned), handle.pin(write=False):
+                pass
+        for handle in handles:
+            handle.free()
+        pool.check()
+        for slot in others:
+            assert swap.read(slot) == b"b" * 50_000
+
+
+def test_a_swap_file_that_is_closed_under_its_pool(tmp_path: Path) -> None:
+    swap = potad.SwapFile(tmp_path / "swap", 4 * MIB)
+    pool = potad.Pool(memory=potad.Arena(256 * KIB), swap=swap)
+    load = Load(pool)
+    load.run(100)
+    away = [handle for handle in load.model if not handle.resident]
+    assert away
+    swap.close()
+    for _ in range(2):
+        pool.will_need(away)
+        with pytest.raises(ValueError, match="closed"), away[0].pin():
+            pass
+    here = [handle for handle in load.model if handle.resident]
+    for handle in here:
+        with handle.pin(write=False) as view:
+            assert view == load.model[handle]
+    pool.close()
+    assert pool.memory.space.used == 0

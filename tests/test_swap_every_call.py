@@ -24,6 +24,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from faulty import (
+    CALLS,
+    Faulty,
+    failing,
+    interrupted,
+    interrupted_behind,
+    some_bytes,
+    some_bytes_and_no_more,
+)
 from swapping import KIB, MIB, Mover, content, data_of, descriptors, in_child, path, state
 
 import potad
@@ -40,68 +49,6 @@ def _punches_often(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 # ---- calls of the system that fail -------------------------------------------------------------
-
-CALLS = ("open", "pread", "preadv", "pwritev", "fdatasync", "ftruncate", "punch_hole")
-
-
-class Faulty(System):
-    """Lets one call of a kind fail, or all from it on until it is mended."""
-
-    def __init__(self, call: str = "", number: int = 0, fault: Any = None, lasts: bool = False):
-        self.counts = dict.fromkeys(CALLS, 0)
-        self.has_failed = False
-        self.is_failing = False
-        for name in CALLS:
-            ours = number if name == call else 0
-            setattr(self, name, self._wrapped(name, getattr(System, name), ours, fault, lasts))
-
-    def _wrapped(self, name: str, real: Any, number: int, fault: Any, lasts: bool) -> Any:
-        def called(*arguments: Any) -> Any:
-            self.counts[name] += 1
-            if number and (self.counts[name] == number or self.is_failing):
-                self.has_failed = True
-                self.is_failing = lasts
-                return fault(real, *arguments)
-            return real(*arguments)
-
-        return called
-
-
-def failing(number: int) -> Any:
-    def fault(real: Any, *arguments: Any) -> Any:
-        raise OSError(number, os.strerror(number))
-
-    return fault
-
-
-def interrupted(real: Any, *arguments: Any) -> Any:
-    raise KeyboardInterrupt
-
-
-def interrupted_behind(real: Any, *arguments: Any) -> Any:
-    result = real(*arguments)
-    if real is os.open:
-        os.close(result)
-    raise KeyboardInterrupt
-
-
-def some_bytes(real: Any, descriptor: int, what: Any, offset: int) -> Any:
-    """As much as is asked for less the half of it, as where a signal comes in between."""
-    if isinstance(what, int):
-        return real(descriptor, max(what // 2, 1), offset)
-    size = max(sum(view.nbytes for view in what) // 2, 1)
-    views = []
-    for view in what:
-        views.append(view[: min(view.nbytes, size)])
-        size -= views[-1].nbytes
-    return real(descriptor, views, offset)
-
-
-def some_bytes_and_no_more(real: Any, *arguments: Any) -> Any:
-    """Half of it is written, and then the call fails: as one that is tried again may."""
-    some_bytes(real, *arguments)
-    raise OSError(errno.EIO, os.strerror(errno.EIO))
-
 
 EIO, ENOSPC = failing(errno.EIO), failing(errno.ENOSPC)
 FAULTS: dict[str, list[Any]] = {
@@ -219,6 +166,9 @@ class Scenario:
         yield lambda: self.shrink(60 * GRANULE, True, RuntimeError("no"))
         yield lambda: self.shrink(60 * GRANULE)
         yield self.read
+        # Too little to be given back before it is asked for.
+        yield lambda: self.write(b"x")
+        yield lambda: self.free(slice(at := sorted(self.told).index([*self.told][-1]), at + 1))
         yield self.trim
         yield self.close
         yield lambda: self.open(90 * GRANULE)
@@ -365,7 +315,7 @@ def test_a_process_that_ends_where_nothing_can_be_written(tmp_path: Path, fault:
             shutil.rmtree(directory)
             continue
         all_data = {data_of(n, n * 1777 % 20_000) for n in range(1, 41)}
-        all_data |= {data * 4 for data in all_data} | {b""}
+        all_data |= {data * 4 for data in all_data} | {b"", b"x"}
         with potad.SwapFile(scenario.path) as swap:
             swap.space.check()
             found = content(swap)
@@ -710,6 +660,7 @@ def test_processes_that_are_killed(path: Path, rng: random.Random) -> None:
 FULL = """
 import errno, os, random, sys
 import potad
+from potad.swap.file import System
 
 path = sys.argv[1] + "/swap"
 data = random.Random(1).randbytes(100_000)

@@ -17,7 +17,7 @@ import os
 import threading
 import time
 import weakref
-from collections import deque
+from collections import Counter, deque
 from typing import TYPE_CHECKING, Any
 
 from potad._core import Arena, Buffer, Kind
@@ -99,16 +99,20 @@ class Core:
             self.must_be_usable()
             group = self.accounts.group(kind, owner)
         it = Object(self, nbytes, size, align, kind, group)
-        buffer = self.room.take(it)
+        handle = Handle(self, it, owner)
+        it.handle = weakref.ref(handle)
+        try:
+            buffer = self.room.take(it)
+        except BaseException:
+            it.is_dead = True  # so that its handle does not put it away
+            raise
         with self.lock:
-            handle = Handle(self, it, owner)
-            it.handle = weakref.ref(handle)
             self.objects.add(it)
             account = group.account
             account.objects += 1
             account.bytes += nbytes
-            self.arrive(it, buffer)
             self.dirty += size
+            self.arrive(it, buffer)
         self.worker.write_ahead()
         return handle
 
@@ -249,7 +253,7 @@ class Core:
             account.faults += 1
             self.counters.faults += 1
         it.is_fresh = it.is_ahead = False
-        return Held(it, buffer, view)
+        return Held(it, buffer, view, write)
 
     def soil(self, it: Object) -> None:
         """Somebody may write to an object from now on; locked."""
@@ -260,7 +264,7 @@ class Core:
 
     def unpin(self, held: Held) -> None:
         """Ends a pin."""
-        it, write = held.it, not held.view.readonly
+        it = held.it
         with self.lock:
             lingers = False
             try:
@@ -271,7 +275,7 @@ class Core:
             # Otherwise its memory has failed meanwhile, and the pin with it.
             if it.buffer is held.buffer:
                 it.pins -= 1
-                it.writers -= write
+                it.writers -= held.write
                 it.lingering |= lingers
                 it.group.account.pins -= 1
                 if not it.pins:
@@ -312,8 +316,8 @@ class Core:
         with self.lock:
             buffer = it.buffer
             if buffer is None:
-                # It is on its way into the memory that failed, and starts again.
-                it.is_spoiled = True
+                # If it is on its way into the memory that failed, it starts again.
+                it.is_spoiled = it.arriving is not None
                 return Outcome.RECOVERED
             if failure.start != _address(buffer):
                 return Outcome.RECOVERED  # it has been elsewhere since
@@ -485,12 +489,10 @@ class Core:
             for name, found in sums.items():
                 if (kept := getattr(self, name)) != found:
                     raise Corrupt(f"{name} is kept as {kept} but is {found}")
-            queued = list(self.policy)
+            queued = Counter(self.policy)
             for it in resident:
-                if it.is_moving:
-                    continue
-                if queued.count(it) != 1:
-                    raise Corrupt(f"{it!r} is resident and in {queued.count(it)} queues")
+                if not it.is_moving and queued[it] != 1:
+                    raise Corrupt(f"{it!r} is resident and in {queued[it]} queues")
             for it in self.objects:
                 if it.clean and it.copy is None:
                     raise Corrupt(f"{it!r} is clean and has no copy")

@@ -30,10 +30,11 @@ class Copy:
 
     __slots__ = ("checksum", "slots")
 
-    def __init__(self, checksum: int | None) -> None:
+    def __init__(self) -> None:
+        # Read and changed inside the swap file's gate only.
         self.slots: tuple[int, ...] = ()
-        # Of all bytes; None where the swap file keeps none, or they are in several slots.
-        self.checksum = checksum
+        # Of all bytes; None where that is not known.
+        self.checksum: int | None = None
 
     def on_relocate(self, move: Move) -> bool:
         """The swap file is cut: a slot has another number from now on."""
@@ -88,7 +89,8 @@ class Object:
 
         self.buffer: Buffer | None = None
         self.copy: Copy | None = None
-        # Then there is a copy, and nobody may be writing to the buffer.
+        # Then there is a copy, and nobody may be writing to the buffer. An object that is being
+        # written is not clean, and whoever writes it has the copy.
         self.clean = False
         # What the descriptor's record was, while there is no descriptor.
         self.record: bytes | None = None
@@ -150,9 +152,10 @@ class Object:
 class Held:
     """A pin: what was pinned, where it was then, and the view that was given."""
 
-    __slots__ = ("buffer", "it", "view")
+    __slots__ = ("buffer", "it", "view", "write")
 
-    def __init__(self, it: Object, buffer: Buffer, view: memoryview) -> None:
+    def __init__(self, it: Object, buffer: Buffer, view: memoryview, write: bool) -> None:
         self.it = it
         self.buffer = buffer
         self.view = view
+        self.write = write

@@ -11,8 +11,8 @@ Why this one. A scan goes through the small queue and touches nothing else, whic
 do, nor SIEVE, and a use is a counter, nothing is moved: ARC and LRU move an entry with each.
 CLOCK-Pro comes close to it and is much harder to get right.
 
-What is different here. Objects have sizes, so shares are of bytes. Ghosts cost nothing, since an
-object that is swapped out is known anyway: a ghost is a mark on it. What cannot go, since it is
+What is different here. Objects have sizes, so shares are of bytes. A ghost is an
+object that is swapped out, so it costs an entry in a queue and no more. What cannot go, since it is
 pinned, is in use and goes round.
 
 All of it is done with the pool locked.

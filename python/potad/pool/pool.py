@@ -331,7 +331,7 @@ class Pool:
 
         Raises: Corrupt, with what disagrees.
 
-        Takes as long as the objects are many, squared: for tests.
+        Takes a microsecond or so for each object: for tests.
 
         >>> import tempfile, potad
         >>> directory = tempfile.TemporaryDirectory()

@@ -178,9 +178,7 @@ class Room:
             leaving, evicted = self._victims(size, only_clean=False)
         return (leaving, evicted) if leaving or evicted else None
 
-    def _wait(
-        self, size: int, changes: int | None, is_patient: bool, cause: Exception | None
-    ) -> None:
+    def _wait(self, size: int, changes: int, is_patient: bool, cause: Exception | None) -> None:
         """Waits for something to land or to be written: it can be moved then, or evicted.
 
         `changes` is how many there had been when all was looked at: if there were others since, it
@@ -188,7 +186,7 @@ class Room:
         """
         core = self._core
         with core.lock:
-            if changes is not None and changes != core.changes and cause is None:
+            if changes != core.changes and cause is None:
                 return
             if cause is not None or not is_patient or not (core.moving or core.landing):
                 raise core.no_room(size, cause)

@@ -1,8 +1,13 @@
 """Objects' bytes between memory and the swap file.
 
 Writing. An object may be pinned while it is written, and written to: then what came to the file is
-not kept. What may have been changed and was not, its checksum says, is not written again. Old
-copies are freed once new ones are good.
+not kept. What may have been changed and was not, its checksum says, is not written again. An object
+that is being written has no copy: the one that it had is in the hands of whoever writes it, who
+writes over it, gives it back, or throws it away.
+
+Slots. A swap file that is cut moves slots, and anybody can free them. So the numbers of a copy's
+slots are read, and used, inside the file's gate, where none are moved, and only if the slots are
+the copy's own.
 
 An object is one slot, if the file has room for it in one piece; otherwise it is cut in two as often
 as it takes.
@@ -38,7 +43,7 @@ _TOGETHER = 512 << 10
 class Leaving:
     """An object that is being written: what of it, and as of when."""
 
-    __slots__ = ("buffer", "checksum", "copy", "error", "it", "version", "view")
+    __slots__ = ("buffer", "checksum", "copy", "error", "is_good", "it", "version", "view")
 
     def __init__(self, it: Object, buffer: Buffer) -> None:
         self.it = it
@@ -47,8 +52,22 @@ class Leaving:
         self.view = memoryview(buffer)
         self.version = it.version
         self.checksum: int | None = None
-        self.copy: Copy | None = None
+        # The copy that it had, or has now; and whether that is as good as the view was.
+        self.copy, it.copy = it.copy, None
+        self.is_good = False
         self.error: Exception | None = None
+
+    def forget(self) -> None:
+        """The copy is about to be written over."""
+        if self.copy is not None:
+            self.copy.checksum = None
+
+    def succeed(self, copy: Copy | None, checksum: int | None) -> None:
+        """The object was written to a copy."""
+        assert copy is not None
+        copy.checksum = checksum
+        self.copy = copy
+        self.is_good = True
 
 
 class Transfer:
@@ -96,10 +115,10 @@ class Transfer:
         over: list[Leaving] = []
         size = 0
         for it in batch:
-            old = it.it.copy
             it.checksum = xxh3(it.view) if self._core.swap.checksums else None
+            old = it.copy
             if old is not None and it.checksum is not None and old.checksum == it.checksum:
-                it.copy = old
+                it.is_good = True
                 continue
             (over if old is not None and len(old.slots) == 1 else few).append(it)
             size += it.it.size
@@ -117,6 +136,8 @@ class Transfer:
         began = time.perf_counter_ns()
         alone: list[Leaving] = []
         for some, write in ((over, self._write_over), (new, self._write_together)):
+            if not some:
+                continue
             try:
                 write(some)
             except (OSError, PotadError):
@@ -130,7 +151,7 @@ class Transfer:
         with core.lock:
             core.counters.write_latency.add(took // len(batch))
             for it in batch:
-                if it.copy is not None:
+                if it.is_good:
                     core.counters.bytes_out += it.it.nbytes
                     it.it.group.account.bytes_out += it.it.nbytes
                 if isinstance(it.error, OSError):
@@ -138,56 +159,55 @@ class Transfer:
 
     def _write_over(self, batch: Sequence[Leaving]) -> None:
         """Writes objects over their copies, which are of no use if that fails."""
-        batch = sorted(batch, key=_slot_of)
-        if not batch:
-            return
-        copies = [it.it.copy for it in batch]
-        for copy in copies:
-            assert copy is not None
-            copy.checksum = None
-        try:
-            slots, views = list(map(_slot_of, batch)), [it.view for it in batch]
-            self._core.swap._rewrite_views(slots, views, [it.checksum for it in batch])
-        except BaseException:
-            with self._core.lock:
-                for it in batch:
-                    if it.it.copy is not None:
-                        self._core.trash.append(it.it.copy)
-                        it.it.copy = None
-            raise
-        for it, copy in zip(batch, copies, strict=True):
-            assert copy is not None
-            copy.checksum = it.checksum
-            it.copy = copy
+        swap = self._core.swap
+        with swap._gate:
+            slots = [self._slots_of(it.copy)[0] for it in batch if it.copy is not None]
+            # In the order of the file, so that those that lie together are written together.
+            order = sorted(range(len(slots)), key=slots.__getitem__)
+            for it in batch:
+                it.forget()
+            swap._rewrite_views(
+                [slots[at] for at in order],
+                [batch[at].view for at in order],
+                [batch[at].checksum for at in order],
+            )
+        for it in batch:
+            it.succeed(it.copy, it.checksum)
 
     def _write_together(self, batch: Sequence[Leaving]) -> None:
-        if not batch:
-            return
-        copies = [Copy(it.checksum) for it in batch]
-        views, checksums = [it.view for it in batch], [it.checksum for it in batch]
-        slots = self._core.swap._write_views(views, checksums, copies)
-        for it, copy, slot in zip(batch, copies, slots, strict=True):
-            copy.slots = (slot,)
-            it.copy = copy
+        """Writes objects to new slots, one each."""
+        copies = [Copy() for _ in batch]
+        swap = self._core.swap
+        with swap._gate:
+            slots = swap._write_views(
+                [it.view for it in batch], [it.checksum for it in batch], copies
+            )
+            for copy, slot in zip(copies, slots, strict=True):
+                copy.slots = (slot,)
+        for it, copy in zip(batch, copies, strict=True):
+            self._throw_away(it.copy)
+            it.succeed(copy, it.checksum)
 
     def _write_alone(self, it: Leaving) -> None:
-        copy = Copy(None)
+        """Writes an object to new slots, as many as it takes."""
+        copy = Copy()
         try:
             self._write_pieces(it.view, copy)
         except (OSError, PotadError) as error:
             it.error = _bare(error)
-            self._core.trash.append(copy)
+            self._throw_away(copy)
             return
-        if len(copy.slots) == 1:
-            copy.checksum = it.checksum
-        it.copy = copy
+        self._throw_away(it.copy)
+        it.succeed(copy, it.checksum if len(copy.slots) == 1 else None)
 
     def _write_pieces(self, view: memoryview, copy: Copy) -> None:
         """Writes bytes to one slot, or to several where there is no room for one."""
+        swap = self._core.swap
         try:
-            copy.slots += (self._core.swap.write(view, owner=copy),)
+            with swap._gate:
+                copy.slots += (swap.write(view, owner=copy),)
         except OutOfSpace as error:
-            half = view.nbytes // 2 // self._core.swap.granule * self._core.swap.granule
+            half = view.nbytes // 2 // swap.granule * swap.granule
             if error.reason != "fragmented" or not half:
                 raise
             self._write_pieces(view[:half], copy)
@@ -199,21 +219,17 @@ class Transfer:
         it.is_moving = False
         core.moving -= 1
         core.changes += 1
-        is_as_written = it.buffer is leaving.buffer and it.version == leaving.version
-        if copy is not None and copy is not it.copy:
-            if is_as_written and not it.is_dead and not it.lost:
-                if it.copy is not None:
-                    core.trash.append(it.copy)
-                it.copy = copy
-            else:
-                core.trash.append(copy)
-        if copy is not None and copy is it.copy:
-            if not is_as_written:
-                # Somebody wrote meanwhile, so it may be neither the one nor the other.
-                copy.checksum = None
-            elif not it.clean:
+        if it.is_dead or it.buffer is not leaving.buffer:
+            # It is of no use to anybody, or its memory has failed before it was written.
+            self._throw_away(copy)
+        else:
+            it.copy = copy
+            if leaving.is_good and it.version == leaving.version:
                 it.clean = True
                 core.dirty -= it.size
+            elif leaving.is_good and copy is not None:
+                # Somebody wrote meanwhile, so it may be neither the one nor the other.
+                copy.checksum = None
         if it.is_dead:
             core.put_away(it)
         elif evict and it.buffer is leaving.buffer:
@@ -221,6 +237,17 @@ class Transfer:
                 core.evict(it)
             else:
                 core.policy.put_back(it)
+
+    def _throw_away(self, copy: Copy | None) -> None:
+        if copy is not None:
+            self._core.trash.append(copy)
+
+    def _slots_of(self, copy: Copy) -> tuple[int, ...]:
+        """The slots of a copy; `NotAllocated` if somebody has freed one. Inside the file's gate."""
+        for slot in copy.slots:
+            if (found := self._core.swap.space.lookup(slot)) is None or found.owner is not copy:
+                raise NotAllocated(f"somebody has freed the slot at {slot:#x}", slot)
+        return copy.slots
 
     def make_swap_room(self, size: int) -> None:
         """Frees copies that are not needed, if the swap file has not so much room."""
@@ -259,17 +286,28 @@ class Transfer:
         try:
             while True:
                 buffer = core.room.take(it)
-                error = self._read([(it, buffer)])[0]
-                with core.lock:
-                    is_spoiled, it.is_spoiled = it.is_spoiled, False
-                    if error is None and not is_spoiled:
-                        self._arrive(it, buffer)
-                        return core.pinned_at(it, buffer, write, is_hit=False)
-                core.room.give_back(it, buffer)
+                error: Exception | None = None
+                has_arrived = False
+                try:
+                    error = self._read([(it, buffer)])[0]
+                    with core.lock:
+                        if error is None and not self._is_spoiled(it):
+                            self._arrive(it, buffer)
+                            has_arrived = True
+                            return core.pinned_at(it, buffer, write, is_hit=False)
+                finally:
+                    if not has_arrived:
+                        core.room.give_back(it, buffer)
                 if error is not None:
                     raise error
         finally:
             self._end_arrival(it)
+
+    @staticmethod
+    def _is_spoiled(it: Object) -> bool:
+        """Whether the memory that an object was read into has failed; locked."""
+        is_spoiled, it.is_spoiled = it.is_spoiled, False
+        return is_spoiled
 
     def fetch_ahead(self, batch: Sequence[Object]) -> None:
         """Reads objects that are marked as arriving, as far as there is room."""
@@ -287,8 +325,7 @@ class Transfer:
             with core.lock:
                 while found:
                     (it, buffer), error = found.pop(), errors.pop()
-                    is_spoiled, it.is_spoiled = it.is_spoiled, False
-                    if error is None and not is_spoiled:
+                    if error is None and not self._is_spoiled(it):
                         self._arrive(it, buffer)
                         it.is_ahead = True
                         core.counters.read_ahead += 1
@@ -335,31 +372,19 @@ class Transfer:
         return None
 
     def _read_together(self, batch: Sequence[tuple[Object, Buffer]]) -> None:
-        while True:
-            before = [it.copy.slots if it.copy is not None else () for it, _ in batch]
-            try:
-                slots, views = self._pieces(batch)
-                self._core.swap.read_many_into(slots, views)
-                return
-            except NotAllocated:
-                # The file may have been cut meanwhile, and slots moved.
-                after = [it.copy.slots if it.copy is not None else () for it, _ in batch]
-                if after == before:
-                    raise
-
-    def _pieces(self, batch: Sequence[tuple[Object, Buffer]]) -> tuple[list[int], list[memoryview]]:
-        """The slots of objects, and what of their buffers each of them has."""
+        swap = self._core.swap
         slots: list[int] = []
         views: list[memoryview] = []
-        for it, buffer in batch:
-            assert it.copy is not None
-            view, start, own = memoryview(buffer), 0, it.copy.slots
-            for slot in own:
-                length = view.nbytes if len(own) == 1 else self._core.swap.length(slot)
-                slots.append(slot)
-                views.append(view[start : start + length])
-                start += length
-        return slots, views
+        with swap._gate:
+            for it, buffer in batch:
+                assert it.copy is not None
+                view, start, own = memoryview(buffer), 0, self._slots_of(it.copy)
+                for slot in own:
+                    length = view.nbytes if len(own) == 1 else swap.length(slot)
+                    slots.append(slot)
+                    views.append(view[start : start + length])
+                    start += length
+            swap.read_many_into(slots, views)
 
     def _arrive(self, it: Object, buffer: Buffer) -> None:
         """An object has been read; locked."""
@@ -386,12 +411,6 @@ class Transfer:
         self.empty_trash()
 
 
-def _slot_of(leaving: Leaving) -> int:
-    """The slot of an object that has one."""
-    assert leaving.it.copy is not None
-    return leaving.it.copy.slots[0]
-
-
 def _bare(error: Exception) -> Exception:
     """An error without the frames it went through: they have views, which keep buffers."""
     it: BaseException | None = error
@@ -410,7 +429,10 @@ def empty_trash(swap: SwapFile, trash: deque[Copy]) -> None:
         except IndexError:
             break  # another thread was quicker
         try:
-            swap.free_many(copy.slots)
+            with swap._gate:
+                found = [it for slot in copy.slots if (it := swap.space.lookup(slot)) is not None]
+                # What somebody else has freed may be somebody else's by now.
+                swap.free_many(it.start for it in found if it.owner is copy)
         except (OSError, PotadError):
             failed.append(copy)
         except ValueError:

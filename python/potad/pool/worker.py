@@ -14,6 +14,7 @@ that it frees the slots of what was in the swap file.
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import weakref
 from collections import deque
@@ -54,12 +55,13 @@ class Worker:
 
     def wake(self) -> None:
         """There is something to be put away, or written. From anywhere, at any moment."""
-        self._is_woken = True
-        self._wakes.put(True)
+        if not self._is_woken:
+            self._is_woken = True
+            self._wakes.put(True)
 
     def write_ahead(self) -> None:
         """Memory was short; locked or not."""
-        if self._ahead and not self._is_woken:
+        if self._ahead:
             self.wake()
 
     def read_ahead(self, objects: Sequence[Object]) -> None:
@@ -132,8 +134,11 @@ def _write(
         core = ref()
         if core is None:
             break
-        while core.worker.write_some(core):
-            pass
+        try:
+            while core.worker.write_some(core):
+                pass
+        except ValueError:
+            pass  # the file is closed: there is nothing to be done ahead of
         del core
     # Nobody has a handle, so nobody looks at these any more.
     while dead:
@@ -163,7 +168,8 @@ def _read(ref: weakref.ref[Core], hints: SimpleQueue[Object | None]) -> None:
                 if core.refused is None and _is_away(it):
                     it.arriving = threading.Event()
                     wanted.append(it)
-        core.transfer.fetch_ahead(wanted)
+        with contextlib.suppress(ValueError):  # the file is closed: whoever pins is told
+            core.transfer.fetch_ahead(wanted)
         del core, it, batch, wanted
         if is_last:
             break

@@ -585,6 +585,9 @@ class Store:
         # What is behind the size belongs to nothing, so a file that stays long is whole.
         with contextlib.suppress(OSError):
             self.file.truncate(size)
+        # What the tail's slots have left before it.
+        if self.holes.is_enough:
+            self._make_room()
 
 
 # What is between the data of two slots.
