@@ -52,6 +52,12 @@ pub fn exception(py: Python<'_>, error: Error) -> PyErr {
     }
 }
 
+/// What a call needs was freed.
+#[cold]
+pub fn not_allocated(py: Python<'_>, message: String, address: u64) -> PyErr {
+    NOT_ALLOCATED.raise(py, (message, address))
+}
+
 /// Something is in use that was to go.
 #[cold]
 pub fn busy(py: Python<'_>, message: String, address: u64) -> PyErr {

@@ -205,7 +205,7 @@ impl State {
         let made = self.space.make_move(relocation, at)?;
         if made == Made::Moved
             && let Some(place) = self.place(it.label.owner)
-            && place.address() == it.old
+            && place.address() == Some(it.old)
         {
             place.enter(it.new);
         }

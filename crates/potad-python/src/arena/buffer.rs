@@ -1,12 +1,13 @@
 //! The class `Buffer`: an allocation of an arena that can be read and written.
 //!
 //! A buffer does not hold its memory; it knows where it is, and whether it still is: its [`Place`] is
-//! told by the space when it is moved or freed, whatever call does that. To look at the memory (an
-//! *export*: `memoryview`, an array) pins it, so it is neither moved nor freed until that is over.
+//! told by the space when it is moved or freed, whatever call does that. To look at the memory (a
+//! `memoryview`, an array) makes an [`Export`], which pins it until nothing looks at it through that export
+//! any more.
 
-use std::ffi::{c_int, c_void};
+use std::ffi::c_int;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
 use pyo3::ffi;
 use pyo3::prelude::*;
@@ -15,53 +16,71 @@ use pyo3::{PyTraverseError, PyVisit};
 
 use potad::{Error, Fit, Label};
 
+use super::export::{BufferPin, Export};
 use crate::descriptor::Descriptor;
+use crate::errors;
 use crate::kind::Kind;
 use crate::space::Space;
 use crate::state::{Owner, State};
 
 /// Where a buffer is. Written with the space locked.
 pub struct Place {
-    /// Its address; 0, where no arena begins, when it was freed.
+    /// Its address, or the last one it had.
     address: AtomicU64,
-    /// How often it is exported: so many of its pins are nobody's to take back.
-    exports: AtomicU32,
+    /// Whether it is there: it was allocated, and not freed since.
+    is_there: AtomicBool,
+    /// How many holds there are on it: so many of its pins no caller can take back.
+    holds: AtomicU32,
 }
 
 impl Place {
     pub fn new() -> Arc<Self> {
-        Arc::new(Place { address: AtomicU64::new(0), exports: AtomicU32::new(0) })
+        Arc::new(Place {
+            address: AtomicU64::new(0),
+            is_there: AtomicBool::new(false),
+            holds: AtomicU32::new(0),
+        })
     }
 
-    pub fn address(&self) -> u64 {
+    /// Its address, if it was not freed.
+    pub fn address(&self) -> Option<u64> {
+        self.is_there.load(Ordering::Acquire).then(|| self.last_address())
+    }
+
+    /// Its address, or where it was when it was freed.
+    fn last_address(&self) -> u64 {
         self.address.load(Ordering::Acquire)
-    }
-
-    pub fn exports(&self) -> u32 {
-        self.exports.load(Ordering::Acquire)
     }
 
     /// It is there now.
     pub fn enter(&self, address: u64) {
         self.address.store(address, Ordering::Release);
+        self.is_there.store(true, Ordering::Release);
     }
 
     /// It is nowhere any more.
     pub fn leave(&self) {
-        self.enter(0);
+        self.is_there.store(false, Ordering::Release);
     }
 }
 
 impl State {
     /// The address of a buffer, if it still is one.
     #[inline]
-    fn buffer_at(&self, place: &Arc<Place>) -> Result<u64, Error> {
-        let address = place.address();
-        let owner = self.label_at(address).owner;
-        match self.place(owner) {
-            Some(it) if address != 0 && Arc::ptr_eq(it, place) => Ok(address),
-            _ => Err(Error::NotAllocated { address, inside: None }),
-        }
+    fn buffer_at(&self, place: &Arc<Place>) -> Option<u64> {
+        let address = place.address()?;
+        let found = self.place(self.label_at(address).owner)?;
+        Arc::ptr_eq(found, place).then_some(address)
+    }
+
+    /// Does something with the address of a buffer; `None` if it is none any more.
+    #[inline]
+    fn at_buffer<T>(
+        &mut self,
+        place: &Arc<Place>,
+        act: impl FnOnce(&mut State, u64) -> Result<T, Error>,
+    ) -> Result<Option<T>, Error> {
+        self.buffer_at(place).map(|address| act(self, address)).transpose()
     }
 
     /// The allocation that starts at an address was cut by a call of the space's own: it is no buffer any
@@ -115,10 +134,10 @@ impl State {
         Ok(start)
     }
 
-    /// Pins of an allocation that are nobody's to take back: of a buffer's exports, and an array's own.
+    /// Pins of an allocation that no caller can take back: of a buffer's holds, and an array's own.
     fn own_pins(&self, label: Label) -> u32 {
         match self.place(label.owner) {
-            Some(place) => place.exports(),
+            Some(place) => place.holds.load(Ordering::Acquire),
             None => (label.kind.is_some() && label.kind == self.arrays) as u32,
         }
     }
@@ -128,7 +147,7 @@ impl State {
     pub fn cut_behind(&self, end: u128) {
         let Ok(end) = u64::try_from(end) else { return };
         if let Some(place) = self.place(self.label_at(end).owner)
-            && place.address() != end
+            && place.address() != Some(end)
         {
             place.leave();
         }
@@ -142,9 +161,11 @@ impl State {
         {
             return Err(Error::Argument {
                 name: "address",
-                value: format!("{:#x}", found.start),
-                expected: "in an allocation that is pinned otherwise than by being looked at"
-                    .into(),
+                value: format!("{address:#x}"),
+                expected:
+                    "in an allocation that is pinned otherwise than by being looked at, or by \
+                           Buffer.pin"
+                        .into(),
             });
         }
         self.unpin(address)
@@ -155,8 +176,9 @@ impl State {
 ///
 /// It has the buffer protocol: `memoryview(buffer)`, `numpy.frombuffer(buffer, dtype)`,
 /// `torch.frombuffer` and, by `__dlpack__`, `numpy.from_dlpack` and the like see its bytes without a
-/// copy. While anybody does, it is pinned: neither freed nor moved. It goes back when it is freed, at
-/// the end of a `with` block, or when it is collected.
+/// copy. While anybody does, it is pinned: neither freed nor moved. That lasts as long as the view, the
+/// array or the tensor, and whatever was made of it. `pin` does the same for a caller who has only the
+/// address. It goes back when it is freed, at the end of a `with` block, or when it is collected.
 ///
 /// An owner that keeps an array over its own buffer keeps both alive, since arrays do not show the
 /// collector what they hold: let it keep the buffer.
@@ -175,7 +197,9 @@ impl State {
 pub struct Buffer {
     space: Py<Space>,
     place: Arc<Place>,
-    nbytes: usize,
+    /// How many bytes it has.
+    #[pyo3(get)]
+    pub nbytes: usize,
 }
 
 impl Buffer {
@@ -189,10 +213,46 @@ impl Buffer {
         py: Python<'_>,
         act: impl FnOnce(&mut State, u64) -> Result<T, Error> + Send,
     ) -> PyResult<T> {
-        self.space.get().shared.brief(py, |state| {
-            let address = state.buffer_at(&self.place)?;
-            act(state, address)
+        let shared = &self.space.get().shared;
+        let done = shared.brief(py, |state| state.at_buffer(&self.place, act))?;
+        done.ok_or_else(|| self.freed_error(py))
+    }
+
+    /// The same for what needs the interpreter: to take references to objects.
+    fn attached_at<T>(
+        &self,
+        py: Python<'_>,
+        act: impl FnOnce(&mut State, u64) -> Result<T, Error>,
+    ) -> PyResult<T> {
+        let shared = &self.space.get().shared;
+        let done = shared.attached(py, |state| state.at_buffer(&self.place, act))?;
+        done.ok_or_else(|| self.freed_error(py))
+    }
+
+    /// The error for a call that needs the memory, which was freed.
+    #[cold]
+    fn freed_error(&self, py: Python<'_>) -> PyErr {
+        let (nbytes, address) = (self.nbytes, self.place.last_address());
+        let message = format!("the buffer of {nbytes} bytes at {address:#x} was freed");
+        errors::not_allocated(py, message, address)
+    }
+
+    /// Pins it for a hold: where it is.
+    pub fn hold(&self, py: Python<'_>) -> PyResult<u64> {
+        self.at(py, |state, address| {
+            state.pin(address)?;
+            self.place.holds.fetch_add(1, Ordering::AcqRel);
+            Ok(address)
         })
+    }
+
+    /// Takes back what `hold` did. On any thread, from a finaliser: no exception is made here.
+    pub fn let_go(&self) {
+        self.space.get().shared.held(|state| {
+            self.place.holds.fetch_sub(1, Ordering::AcqRel);
+            // It is where it was, since it was pinned.
+            state.unpin(self.place.last_address())
+        });
     }
 
     /// Calls a method of an array of bytes over the buffer.
@@ -210,15 +270,14 @@ impl Buffer {
 
 impl Drop for Buffer {
     fn drop(&mut self) {
-        if self.place.address() == 0 {
+        if self.place.address().is_none() {
             return;
         }
         // On any thread, from a finaliser, perhaps while an exception is on its way: none is made here.
         Python::attach(|_| {
             self.space.get().shared.held(|state| {
-                let address = state.buffer_at(&self.place)?;
                 // What somebody has pinned by its address stays theirs.
-                state.free(address).map(drop)
+                state.at_buffer(&self.place, |state, address| state.free(address))
             });
         });
     }
@@ -235,18 +294,11 @@ impl Buffer {
         self.at(py, |_, address| Ok(address))
     }
 
-    /// How many bytes it has.
-    #[getter]
-    fn nbytes(&self) -> usize {
-        self.nbytes
-    }
-
     /// Its descriptor: kind, owner, pins and record.
     #[getter]
     fn descriptor(&self, py: Python<'_>) -> PyResult<Descriptor> {
         let shared = &self.space.get().shared;
-        shared.attached(py, |state| {
-            let address = state.buffer_at(&self.place)?;
+        self.attached_at(py, |state, address| {
             let size = state.lookup(address).map_or(0, |found| found.size);
             Descriptor::new(py, shared, state, address, size)
         })
@@ -268,7 +320,43 @@ impl Buffer {
     #[getter]
     fn freed(&self, py: Python<'_>) -> PyResult<bool> {
         let shared = &self.space.get().shared;
-        shared.brief(py, |state| Ok(state.buffer_at(&self.place).is_err()))
+        shared.brief(py, |state| Ok(state.buffer_at(&self.place).is_none()))
+    }
+
+    /// How often it is pinned: once for each view or array that was made of it and is still there, for
+    /// each `pin`, and for each pin of its address in the space.
+    #[getter]
+    fn pins(&self, py: Python<'_>) -> PyResult<u32> {
+        self.at(py, |state, address| {
+            Ok(state.lookup_described(address).map_or(0, |found| found.pins))
+        })
+    }
+
+    /// Pins it, so that its address can be kept: it is neither freed nor moved while the pin lives.
+    ///
+    /// Meanwhile `free` raises Busy, and what moves buffers to make room (`alloc_run` with `relocate`,
+    /// `compact`) leaves it where it is.
+    ///
+    /// Returns: a `BufferPin`. It ends when it is collected, or at the end of a `with` block.
+    ///
+    /// Raises:
+    ///     NotAllocated: it was freed.
+    ///     MemoryError: there is no memory for one pin more.
+    ///
+    /// Takes as long as `Space.pin`, and making an object.
+    ///
+    /// >>> import ctypes, potad
+    /// >>> buffer = potad.Arena(1 << 20).alloc(100)
+    /// >>> with buffer.pin():
+    /// ...     _ = ctypes.memset(buffer.address, 7, 100)
+    /// >>> pin = buffer.pin()  # such as for pyarrow.foreign_buffer(buffer.address, 100, base=pin)
+    /// >>> buffer.pins
+    /// 1
+    /// >>> del pin
+    /// >>> buffer.free()
+    #[pyo3(signature = ())]
+    fn pin(this: &Bound<'_, Self>) -> PyResult<BufferPin> {
+        BufferPin::new(this)
     }
 
     /// Frees it.
@@ -307,8 +395,8 @@ impl Buffer {
         let shared = &self.space.get().shared;
         let place = shared.brief(py, |state| Ok(state.buffer_at(&self.place)))?;
         Ok(match place {
-            Ok(address) => format!("<potad.Buffer of {} bytes at {address:#x}>", self.nbytes),
-            Err(_) => format!("<potad.Buffer of {} bytes, freed>", self.nbytes),
+            Some(address) => format!("<potad.Buffer of {} bytes at {address:#x}>", self.nbytes),
+            None => format!("<potad.Buffer of {} bytes, freed>", self.nbytes),
         })
     }
 
@@ -345,32 +433,16 @@ impl Buffer {
         view: *mut ffi::Py_buffer,
         flags: c_int,
     ) -> PyResult<()> {
-        let it = this.get();
         // SAFETY: Python's own; if there is no view, it is to say so.
         unsafe { (*view).obj = std::ptr::null_mut() };
-        let address = it.at(this.py(), |state, address| {
-            state.pin(address)?;
-            it.place.exports.fetch_add(1, Ordering::AcqRel);
-            Ok(address)
-        })?;
-        // SAFETY: the memory is mapped as long as there is the space, which `this` keeps, and in use by
-        // nobody else as long as it is pinned.
-        let done = unsafe {
-            let len = it.nbytes as ffi::Py_ssize_t;
-            ffi::PyBuffer_FillInfo(view, this.as_ptr(), address as *mut c_void, len, 0, flags)
-        };
-        if done < 0 {
-            it.end_export(this.py())?;
-            return Err(PyErr::fetch(this.py()));
-        }
-        Ok(())
+        let export = Export::new(&this)?;
+        // SAFETY: the caller's.
+        unsafe { Export::fill(&export, view, flags) }
     }
 
-    /// Safety: as Python gives a buffer back.
-    unsafe fn __releasebuffer__(&self, py: Python<'_>, _view: *mut ffi::Py_buffer) {
-        // An error is only possible where the space is of no further use.
-        let _ = self.end_export(py);
-    }
+    /// Never called, since it is the export that a view gives back. NumPy looks whether it is there:
+    /// `frombuffer` keeps a view of what has it, but of anything else the object itself, which pins nothing.
+    unsafe fn __releasebuffer__(&self, _view: *mut ffi::Py_buffer) {}
 
     fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
         visit.call(&self.space)
@@ -381,17 +453,9 @@ type Objects = (Option<Py<Kind>>, Option<Py<PyAny>>);
 
 impl Buffer {
     fn objects(&self, py: Python<'_>) -> PyResult<Objects> {
-        self.space.get().shared.attached(py, |state| {
-            let address = state.buffer_at(&self.place)?;
+        self.attached_at(py, |state, address| {
             let label = state.lookup_described(address).map(|found| found.label);
             Ok(state.objects(py, label.unwrap_or_default()))
-        })
-    }
-
-    fn end_export(&self, py: Python<'_>) -> PyResult<()> {
-        self.space.get().shared.brief(py, |state| {
-            self.place.exports.fetch_sub(1, Ordering::AcqRel);
-            state.unpin(self.place.address()).map(drop)
         })
     }
 }

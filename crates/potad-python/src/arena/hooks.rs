@@ -9,6 +9,7 @@ use std::ffi::{CStr, c_char, c_void};
 use pyo3::exceptions::{PyImportError, PyRuntimeError};
 use pyo3::ffi;
 use pyo3::prelude::*;
+use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyCapsule, PyTuple};
 use pyo3::{PyTraverseError, PyVisit};
 
@@ -187,8 +188,8 @@ impl Hooks {
         let shared = &space.get().shared;
         let kind = shared.brief(py, |state| {
             let kind = state.kind_number(kind)?;
-            state.arrays = Some(kind);
-            Ok(kind)
+            // Of two threads that come here at once both use the kind of the first.
+            Ok(*state.arrays.get_or_insert(kind))
         })?;
         let context = Box::new(Context { shared: Some(shared.share()), kind });
         let mut name = [0; 127];
@@ -203,13 +204,8 @@ impl Hooks {
         Ok(Hooks { capsule: capsule.unbind() })
     }
 
-    pub fn context(&self, py: Python<'_>, space: &Py<Space>) -> PyResult<NumpyContext> {
-        let variable = py.import("contextvars")?.getattr("ContextVar")?.call1(("potad",))?;
-        Ok(NumpyContext {
-            space: space.clone_ref(py),
-            capsule: self.capsule.clone_ref(py),
-            before: variable.unbind(),
-        })
+    pub fn context(&self, py: Python<'_>, space: &Py<Space>) -> NumpyContext {
+        NumpyContext { space: space.clone_ref(py), capsule: self.capsule.clone_ref(py) }
     }
 }
 
@@ -232,45 +228,58 @@ fn set_handler<'py>(py: Python<'py>, capsule: &Bound<'py, PyAny>) -> PyResult<Bo
     }
 }
 
+/// A context variable: a tuple of the contexts that this thread or task is in, innermost last. Each is a
+/// pair: the arena's capsule, and the capsule that was in use before.
+///
+/// There is one variable for all arenas, because a thread's `contextvars.Context` keeps every variable that
+/// was ever set in it.
+static ENTERED: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
+
+fn entered<'py>(py: Python<'py>) -> PyResult<(Bound<'py, PyAny>, Vec<Pair<'py>>)> {
+    let variable = ENTERED.get_or_try_init(py, || {
+        let made = py.import("contextvars")?.getattr("ContextVar")?.call1(("potad",))?;
+        PyResult::Ok(made.unbind())
+    })?;
+    let variable = variable.bind(py).clone();
+    let pairs = variable.call_method1("get", (PyTuple::empty(py),))?.extract()?;
+    Ok((variable, pairs))
+}
+
+type Pair<'py> = (Bound<'py, PyAny>, Bound<'py, PyAny>);
+
 /// What `Arena.numpy` returns.
 #[pyclass(frozen, module = "potad._core")]
 pub struct NumpyContext {
     space: Py<Space>,
     capsule: Py<PyCapsule>,
-    /// A context variable: what was in use on entering, innermost last, in each thread or task.
-    before: Py<PyAny>,
-}
-
-impl NumpyContext {
-    /// What was in use on entering, in this thread or task.
-    fn stack<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyTuple>> {
-        let stack = self.before.bind(py).call_method1("get", (PyTuple::empty(py),))?;
-        Ok(stack.cast_into::<PyTuple>()?)
-    }
 }
 
 #[pymethods]
 impl NumpyContext {
     fn __enter__(&self, py: Python<'_>) -> PyResult<()> {
         self.space.get().shared.brief(py, |state| state.must_be_open())?;
-        let stack = self.stack(py)?;
-        let before = set_handler(py, self.capsule.bind(py).as_any())?;
-        let stack = stack.add((before,))?;
-        self.before.bind(py).call_method1("set", (stack,)).map(drop)
+        let (variable, mut pairs) = entered(py)?;
+        let capsule = self.capsule.bind(py).as_any();
+        pairs.push((capsule.clone(), set_handler(py, capsule)?));
+        variable.call_method1("set", (PyTuple::new(py, pairs)?,)).map(drop)
     }
 
     #[pyo3(signature = (*_raised))]
     fn __exit__(&self, py: Python<'_>, _raised: &Bound<'_, PyTuple>) -> PyResult<()> {
-        let stack = self.stack(py)?;
-        let Some(last) = stack.len().checked_sub(1) else {
+        let (variable, mut pairs) = entered(py)?;
+        let Some(at) = pairs.iter().rposition(|(capsule, _)| capsule.is(&self.capsule)) else {
             return Err(PyRuntimeError::new_err("left a context that was not entered"));
         };
-        self.before.bind(py).call_method1("set", (stack.get_slice(0, last),))?;
-        set_handler(py, &stack.get_item(last)?).map(drop)
+        let (_, before) = pairs.remove(at);
+        match pairs.get_mut(at) {
+            // A context that was entered later stays in use, and gives back what was before both.
+            Some((_, later)) => *later = before,
+            None => drop(set_handler(py, &before)?),
+        }
+        variable.call_method1("set", (PyTuple::new(py, pairs)?,)).map(drop)
     }
 
     fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
-        visit.call(&self.space)?;
-        visit.call(&self.before)
+        visit.call(&self.space)
     }
 }

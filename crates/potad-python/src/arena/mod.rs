@@ -4,12 +4,14 @@
 //! |---|---|
 //! | `memory.rs` | the mapping, and what of it is given back to the system |
 //! | `buffer.rs` | the class `Buffer`: an allocation that can be read and written |
+//! | `export.rs` | what pins a buffer: the classes `Export` and `BufferPin` |
 //! | `hooks.rs` | NumPy's arrays in an arena |
 //!
 //! The space's addresses are the real ones. A buffer is an allocation whose owner's number is its own, so
 //! whatever call frees or moves it, the space's state says so to its [`Place`].
 
 mod buffer;
+mod export;
 mod hooks;
 mod memory;
 
@@ -33,6 +35,7 @@ use crate::state::Named;
 pub use buffer::{Buffer, Place};
 pub use memory::Memory;
 
+use export::{BufferPin, Export};
 use hooks::{Hooks, NumpyContext};
 use memory::{HUGE, Mapping};
 
@@ -402,7 +405,7 @@ impl Arena {
     fn numpy(&self, py: Python<'_>) -> PyResult<NumpyContext> {
         self.space.get().shared.brief(py, |state| state.must_be_open())?;
         let hooks = self.hooks.get_or_try_init(py, || Hooks::new(py, &self.space))?;
-        hooks.context(py, &self.space)
+        Ok(hooks.context(py, &self.space))
     }
 
     /// Closes the arena: no buffer and no array is allocated in it any more, and its memory goes back to the
@@ -480,5 +483,7 @@ fn named_nbytes(error: Error) -> Error {
 pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<Arena>()?;
     module.add_class::<Buffer>()?;
+    module.add_class::<BufferPin>()?;
+    module.add_class::<Export>()?;
     module.add_class::<NumpyContext>()
 }

@@ -248,10 +248,9 @@ impl<P: Probe> Space<P> {
             return Err(Error::Busy { address: found.start, pins: HELD });
         }
         if self.pins(found.start) == 0 {
-            let address = format!("{:#x}", found.start);
             return Err(Error::Argument {
                 name: "address",
-                value: address,
+                value: format!("{address:#x}"),
                 expected: "in an allocation that is pinned".into(),
             });
         }
