@@ -222,7 +222,7 @@ impl State {
             }
             let owner = owners.get((it.label.owner as usize).wrapping_sub(1));
             if let Some(place) = owner.and_then(|owner| owner.as_ref()?.buffer.as_ref())
-                && place.address() == it.old
+                && place.address() == Some(it.old)
             {
                 place.enter(it.new);
             }
