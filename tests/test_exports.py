@@ -65,6 +65,9 @@ def write(seen: Any, value: int) -> None:
     """Writes a byte through whatever sees it."""
     if isinstance(seen, Source):
         ctypes.memset(seen.address, value, 1)
+    elif isinstance(seen, np.ndarray):
+        # Before NumPy 2.1 an array from DLPack is read-only, as far as it knows.
+        ctypes.memset(seen.ctypes.data, value, 1)
     else:
         memoryview(seen).cast("B")[0] = value
 
