@@ -58,8 +58,7 @@ class OutputFile:
             return file
         self._mode = 0o666 & ~_mask()
         if found is not None:
-            # Of another user's file no permission that a new file would not have; and in no
-            # case setuid and its like.
+            # Never setuid and its like, nor what another user's file allows beyond a new one.
             own = found.st_uid == os.geteuid()
             self._mode = found.st_mode & (0o777 if own else self._mode)
         folder, name = os.path.split(self._place)
