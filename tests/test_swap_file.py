@@ -555,6 +555,11 @@ def test_a_file_that_is_not_kept_has_no_name(path: Path) -> None:
     before = descriptors()
     with potad.SwapFile(path, MIB, keep=False) as swap:
         assert os.listdir(path.parent) == []
+        # Nor can it be given one.
+        root = os.open("/", os.O_RDONLY)
+        with pytest.raises(FileNotFoundError):
+            os.link(f"/proc/self/fd/{swap._store.file.descriptor}", path, src_dir_fd=root)
+        os.close(root)
         assert swap.path == str(path)
         assert "keep=False" in repr(swap)
         slots = swap.write_many([b"x" * 5000] * 100)

@@ -65,7 +65,7 @@ class SwapFile:
         OSError: the system refuses: a directory, a symbolic link, no permission, no such directory.
         ValueError, TypeError, OverflowError: an argument is not as above, or not as the file is; or
             there is a file that no `SwapFile` has made, which is left alone.
-        Corrupt: the table contradicts itself.
+        Corrupt: the table contradicts itself. Remove the file and its table to begin anew.
 
     Takes a few system calls for a new file, and reads the table of one that is there.
 
