@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from types import FrameType
 
 import click
+from click.exceptions import NoArgsIsHelpError
 
 from potad import PotadError
 from potad.cli.record import record_command
@@ -48,6 +49,9 @@ def run(arguments: Sequence[str]) -> int:
         result = app.main(list(arguments), prog_name="potad", standalone_mode=False)
         sys.stdout.flush()
         return result if isinstance(result, int) else 0
+    except NoArgsIsHelpError as error:
+        error.show()
+        return error.exit_code
     except click.ClickException as error:
         context = error.ctx if isinstance(error, click.UsageError) else None
         click.UsageError(printable(error.format_message()), context).show()
