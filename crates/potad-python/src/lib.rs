@@ -18,8 +18,8 @@
 //! | `replay.rs` | the replay engine, for `potad.trace` |
 //! | `signals.rs` | signals as messages in a pipe, for `potad.trace` |
 //!
-//! The module is for Python 3.11 and up by the stable ABI, and declared safe without the GIL: all
-//! classes are frozen, and what changes is behind locks.
+//! The module is for Python 3.11 and up by the stable ABI. All classes are frozen, and what changes is
+//! behind locks, so it declares that it needs no GIL. No free-threaded Python has run its tests yet.
 
 mod arena;
 mod arrays;
