@@ -429,12 +429,37 @@ def test_what_nobody_was_left_to_remove_is_removed_by_the_next(tmp_path: Path) -
         end_of(process)
 
 
+# Forks a process that has all its files open for some seconds more.
+FORKING = """
+import os, time
+from potad.trace.record import RecordError, record
+
+def write(data):
+    if b"command: " in data and not os.fork():
+        time.sleep(5)
+        os._exit(0)
+
+try:
+    record(["true"], write)
+except RecordError as error:
+    print(error)
+"""
+
+
+def test_a_process_forked_meanwhile_has_the_guard_remove_the_instance() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", FORKING], capture_output=True, text=True, timeout=50, check=True
+    )
+    assert "cannot remove the tracing instance" in done.stdout
+
+
 def test_only_instances_of_dead_recorders_are_removed(tmp_path: Path) -> None:
     """Where process numbers say nothing: the others are in a namespace of their own."""
     apart = ["unshare", "--pid", "--fork", "--kill-child"]
     if subprocess.run([*apart, "true"], capture_output=True, check=False).returncode:
         pytest.skip("cannot make a namespace")
-    names = ["potad-1", "potad-1.7", "potad-99-0123abcd", "potad-not", "potadx-1", "other-potad-1"]
+    dead = ["potad-1", "potad-1.7", "potad-99-0123abcd"]
+    names = [*dead, "potad-not", "potad-1-mine", "potadx-1", "other-potad-1"]
     with tracefs() as directory:
         for name in names:
             os.mkdir(f"instances/{name}", dir_fd=directory)
@@ -443,7 +468,7 @@ def test_only_instances_of_dead_recorders_are_removed(tmp_path: Path) -> None:
             live = instances() - set(names)
             other = [*apart, *POTAD, "record", "-o", str(tmp_path / "2"), "--", "true"]
             assert subprocess.run(other, check=False).returncode == 0
-            assert instances() == live | set(names[3:])
+            assert instances() == live | (set(names) - set(dead))
             _, said = process.communicate("\n", timeout=30)
             assert process.returncode == 0, said
         finally:

@@ -2,8 +2,8 @@
 
 Run as a script, without potad, so that it is small and there at once:
 `guard.py TRACEFS PATH`, with TRACEFS the number of an open directory, PATH the instance below it,
-and a pipe as standard input that the recorder alone holds open. However the recorder ends, the
-kernel closes the pipe then.
+and a pipe from the recorder as standard input. The recorder writes to it when there is nothing
+more to guard; however else it ends, the kernel closes the pipe then.
 """
 
 from __future__ import annotations
@@ -21,8 +21,7 @@ _PAUSE_SECONDS = 0.1
 
 def main(directory: int, path: str) -> None:
     """Waits for the recorder's end, and removes what it left."""
-    while os.read(0, 1):
-        pass
+    os.read(0, 1)
     for _ in range(_ATTEMPTS):
         try:
             os.rmdir(path, dir_fd=directory)

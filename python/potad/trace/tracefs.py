@@ -54,7 +54,7 @@ _REMOVE_ATTEMPTS = 20
 _REMOVE_PAUSE_SECONDS = 0.1
 
 # Those of this version and of earlier ones.
-_NAME = re.compile(r"potad-\d+([-.]\w+)?", re.ASCII)
+_NAME = re.compile(r"potad-\d+(-[0-9a-f]{8}|\.\d+)?", re.ASCII)
 
 # Names are random, so that one made again is never another recorder's. A new instance can be taken
 # for a dead one only before it is held, and hardly more than once.
@@ -286,8 +286,11 @@ def _guarded(directory: int, path: str) -> Iterator[None]:
             f"cannot run {sys.executable!r}, which is to remove the tracing instance if potad is"
             f" killed: {error.strerror}"
         ) from error
-    with guard:  # on leaving, closes the pipe and waits
+    try:
         yield
+    finally:
+        # To close the pipe would not do: a process that was forked meanwhile may have it open.
+        guard.communicate(b"\n")
 
 
 @contextmanager
