@@ -21,6 +21,8 @@ def printable(text: str, length_max: int = LENGTH_MAX) -> str:
     >>> printable("\x1b[2J\u202egnp.exe\n"), printable("a long name", 7)
     ('\\x1b[2J\\u202egnp.exe\\n', 'a long…')
     """
+    if len(text) <= length_max and text.isprintable():
+        return text
     shown = "".join(
         character if character.isprintable() else character.encode("unicode_escape").decode("ascii")
         # One more than is shown tells that there are more.
