@@ -27,7 +27,7 @@ import pytest
 
 from potad.trace import RecordError, read_trace
 from potad.trace import record as recording
-from potad.trace.tracefs import instance, tracefs
+from potad.trace.tracefs import _remove_dead, instance, tracefs
 
 POTAD = [sys.executable, "-m", "potad.cli"]
 
@@ -55,6 +55,8 @@ def state_of_tracing() -> dict[str, str]:
 @pytest.fixture(autouse=True)
 def tracing_is_left_as_found() -> Iterator[None]:
     try:
+        with tracefs() as directory:
+            _remove_dead(directory)  # what was left before is not what the test is about
         before = state_of_tracing()
     except RecordError as error:
         pytest.skip(str(error))
@@ -515,7 +517,6 @@ def test_a_mounted_tracefs_is_used_and_stays(tmp_path: Path) -> None:
         pytest.skip(f"cannot mount tracefs: {mounted.stderr.decode()}")
     try:
         mounts = Path("/proc/self/mounts").read_text()
-        # Some may be there already, left by a recorder that was killed.
         instances = os.listdir(place / "instances")
         assert potad_record(tmp_path / "trace", ["true"]).returncode == 0
         assert Path("/proc/self/mounts").read_text() == mounts
