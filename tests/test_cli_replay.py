@@ -410,6 +410,61 @@ def test_name_of_any_bytes(tmp_path: Path) -> None:
     assert "[red]" in json.loads(done.stdout)[0]["trace"]["name"]
 
 
+LINE = (
+    "task-1 [000] ..... 1.000001: mm_page_alloc:"
+    " page=0000000000000001 pfn=0x1c order=0 migratetype=0 gfp_flags=GFP_KERNEL\n"
+)
+
+# Titles and screens of terminals, one character that begins a sequence, and text turned round.
+OBEYED = ("\x1b]0;owned", "\x07", "\x1b[2J", "\x9b31m", "\u202e", "\u2028", "\x7f")
+
+
+@pytest.fixture
+def hostile(tmp_path: Path) -> str:
+    """A trace whose every field is hostile in one line, in a file with such a name."""
+    text = "".join(OBEYED) + "[red]X"
+    fields = ("task", "1.000001", "0000000000000001", "0x1c", "=0 m", "migratetype", "GFP_KERNEL")
+    file = tmp_path / f"{text}.ftrace"
+    file.write_text(LINE + "".join(LINE.replace(field, f"={text} m" if field == "=0 m" else text)
+                                   for field in fields))  # fmt: skip
+    return str(file)
+
+
+def test_nothing_in_a_trace_is_obeyed(hostile: str, tmp_path: Path) -> None:
+    page = tmp_path / "x.html"
+    done = shell(hostile, "--against", "none", "--json", "-", "--html", str(page))
+    assert done.returncode == 0
+    assert b"line passed over" in done.stderr
+    for text in (done.stdout, done.stderr, page.read_bytes()):
+        for sequence in OBEYED:
+            assert sequence.encode() not in text
+    assert all(line.isprintable() for line in done.stderr.decode().split("\n"))
+    report = json.loads(done.stdout)[0]["trace"]
+    assert "[red]X" in report["name"]
+    assert any("[red]X" in reason for _, reason in report["malformed_lines"])
+    for arguments in ((hostile + "?",), (hostile, "--json", hostile), (hostile, f"--{OBEYED[0]}")):
+        done = shell(*arguments)
+        assert done.returncode == 2
+        assert all(line.isprintable() for line in done.stderr.decode().split("\n"))
+
+
+def test_nothing_in_a_trace_is_obeyed_by_a_terminal(hostile: str) -> None:
+    pid, terminal = pty.fork()
+    if pid == 0:
+        os.execv(POTAD[0], [*POTAD, "replay", hostile, "--against", "none"])
+    shown = b""
+    try:
+        while data := os.read(terminal, 1 << 16):
+            shown += data
+    except OSError:
+        pass  # how Linux says that the other end of a terminal is closed
+    os.close(terminal)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    assert b"[red]X" in shown
+    for sequence in OBEYED:
+        assert sequence.encode() not in shown
+
+
 def test_version_and_help() -> None:
     for arguments, said in ((["--version"], "potad"), (["--help"], "record"), ([], "replay")):
         done = subprocess.run(

@@ -194,6 +194,10 @@ fn index<'py>(name: &str, object: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyA
     })
 }
 
+/// Larger whole numbers are told by their length: Python gives those of thousands of digits no decimal
+/// form, and what it says instead depends on its version.
+const DECIMAL_BITS_MAX: u64 = 256;
+
 /// A value as an error message shows it: shortened, and with its type where that is not obvious.
 #[cold]
 pub fn describe(object: &Bound<'_, PyAny>) -> String {
@@ -201,15 +205,19 @@ pub fn describe(object: &Bound<'_, PyAny>) -> String {
     if object.is_none() {
         return "None".into();
     }
+    if object.is_exact_instance_of::<PyInt>()
+        && let Ok(bits) = object.call_method0("bit_length").and_then(|bits| bits.extract::<u64>())
+    {
+        return if bits > DECIMAL_BITS_MAX {
+            format!("a number of {bits} bits")
+        } else {
+            object.to_string()
+        };
+    }
     let kind = object.get_type().name().map_or_else(|_| "?".into(), |name| name.to_string());
     let shown = py.import("reprlib").and_then(|module| module.call_method1("repr", (object,)));
     match shown.and_then(|text| text.extract::<String>()) {
-        Ok(text) if object.is_exact_instance_of::<PyInt>() => text,
         Ok(text) => format!("{text} ({kind})"),
-        Err(_) => match object.call_method0("bit_length") {
-            // Python gives numbers of thousands of digits no decimal form.
-            Ok(bits) => format!("a number of {bits} bits"),
-            Err(_) => format!("a value of type {kind}"),
-        },
+        Err(_) => format!("a value of type {kind}"),
     }
 }
