@@ -17,7 +17,8 @@ pub struct Quote {
 }
 
 impl Quote {
-    pub(crate) fn of(text: &[u8]) -> Quote {
+    /// The beginning of `text`.
+    pub fn of(text: &[u8]) -> Quote {
         let len = text.len().min(QUOTED_MAX);
         let mut bytes = [0; QUOTED_MAX];
         bytes[..len].copy_from_slice(&text[..len]);

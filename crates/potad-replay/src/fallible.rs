@@ -74,7 +74,7 @@ pub(crate) fn boxed<T>(value: T) -> Result<Box<T>, OutOfMemory> {
 }
 
 /// A text. It is cut off where memory runs out, as an error must stay the error it is.
-pub(crate) fn text(parts: fmt::Arguments<'_>) -> String {
+pub fn text(parts: fmt::Arguments<'_>) -> String {
     struct Growing(String);
     impl fmt::Write for Growing {
         fn write_str(&mut self, part: &str) -> fmt::Result {

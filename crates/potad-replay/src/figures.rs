@@ -232,8 +232,8 @@ mod tests {
         assert_eq!(map[..3], [127, 0, 255]);
         assert_eq!(map[10_000], 0);
         assert_eq!(occupancy_map(20_001, &[], &mut Interrupts::none()).unwrap()[10_000], 255);
-        let map =
-            coverage_map(20_001, &[Extent { start: 1, pages: 3 }], &mut Interrupts::none()).unwrap();
+        let map = coverage_map(20_001, &[Extent { start: 1, pages: 3 }], &mut Interrupts::none())
+            .unwrap();
         assert_eq!((map.len(), &map[..3], map[10_000]), (10_001, &[127, 255, 0][..], 0));
     }
 }

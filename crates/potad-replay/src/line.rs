@@ -34,7 +34,7 @@
 
 use std::sync::LazyLock;
 
-use memchr::{memchr_iter, memmem};
+use memchr::{memchr_iter, memchr3, memmem};
 
 use crate::error::{LineFault, Quote};
 use crate::trace::{ORDER_MAX, PAYLOAD_MAX};
@@ -43,7 +43,6 @@ use crate::trace::{ORDER_MAX, PAYLOAD_MAX};
 const PFN_END: u64 = 1 << 52;
 
 /// The fields that are read, in the order in which they stand.
-const FIELDS: [&[u8]; 4] = [b"page=", b"pfn=", b"order=", b"migratetype="];
 const PAGE: usize = 0;
 const PFN: usize = 1;
 const ORDER: usize = 2;
@@ -52,9 +51,17 @@ const MIGRATETYPE: usize = 3;
 /// A page event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum PageEvent {
-    Alloc { pfn: u64, order: u32, migratetype: u32 },
+    Alloc {
+        pfn: u64,
+        order: u32,
+        migratetype: u32,
+    },
     /// `may_repeat`: the kernel may have reported the same free just before.
-    Free { pfn: u64, order: u32, may_repeat: bool },
+    Free {
+        pfn: u64,
+        order: u32,
+        may_repeat: bool,
+    },
 }
 
 /// A page event with what the line says about it.
@@ -337,18 +344,28 @@ fn read_fields(fields: &[u8]) -> Result<[Option<&[u8]>; 4], LineFault> {
         if token.is_empty() {
             return Ok(values);
         }
-        let field = (next..FIELDS.len()).find(|&field| token.starts_with(FIELDS[field]));
-        if let Some(field) = field {
-            let mut value = &token[FIELDS[field].len()..];
-            if field == PAGE && value.is_empty() {
-                // Kernels before 5.x pad the pointer that is none: `page=          (null)`.
-                (value, rest) = split_token(rest);
-            }
-            values[field] = Some(value);
-            next = field + 1;
-        } else if token.last() == Some(&b':') || FIELDS.iter().any(|name| token.starts_with(name)) {
+        let (field, mut value) = if let Some(value) = token.strip_prefix(b"page=") {
+            (PAGE, value)
+        } else if let Some(value) = token.strip_prefix(b"pfn=") {
+            (PFN, value)
+        } else if let Some(value) = token.strip_prefix(b"order=") {
+            (ORDER, value)
+        } else if let Some(value) = token.strip_prefix(b"migratetype=") {
+            (MIGRATETYPE, value)
+        } else if token.last() == Some(&b':') {
+            return Err(LineFault::Torn);
+        } else {
+            continue;
+        };
+        if field < next {
             return Err(LineFault::Torn);
         }
+        if field == PAGE && value.is_empty() {
+            // Kernels before 5.x pad the pointer that is none: `page=          (null)`.
+            (value, rest) = split_token(rest);
+        }
+        values[field] = Some(value);
+        next = field + 1;
     }
 }
 
@@ -358,7 +375,7 @@ fn split_token(mut text: &[u8]) -> (&[u8], &[u8]) {
     while let [b' ' | b'\t' | b'\r' | 0, tail @ ..] = text {
         text = tail;
     }
-    let end = text.iter().position(|&b| is_space(b)).unwrap_or(text.len());
+    let end = memchr3(b' ', b'\t', 0, text).unwrap_or(text.len());
     text.split_at(end)
 }
 
@@ -367,7 +384,8 @@ fn assemble(kind: Kind, values: &[Option<&[u8]>; 4]) -> Result<Option<PageEvent>
     let value = |field: usize, name| values[field].ok_or(LineFault::Missing { field: name });
     let pfn = number("pfn", value(PFN, "pfn")?)?;
     let order = number("order", value(ORDER, "order")?)?;
-    if kind == Kind::Alloc && (pfn == u64::MAX || values[PAGE].is_some_and(|page| is_null(page, pfn)))
+    if kind == Kind::Alloc
+        && (pfn == u64::MAX || values[PAGE].is_some_and(|page| is_null(page, pfn)))
     {
         return Ok(None);
     }
@@ -540,7 +558,7 @@ mod tests {
         assert_eq!(
             event("a-1 [000] 1.5: mm_page_free: page=000000006036e094 pfn=0x400 order=10\r"),
             Record {
-                event: PageEvent::Free { pfn: 0x400, order: 10 },
+                event: PageEvent::Free { pfn: 0x400, order: 10, may_repeat: false },
                 time: Some(1_500_000_000),
                 perf: false,
                 prefixed_pointer: false,

@@ -130,11 +130,7 @@ impl<A: PageAllocator> Measured<A> {
         Ok(())
     }
 
-    fn take_sample(
-        &mut self,
-        trace: &Trace,
-        interrupts: &mut Interrupts<'_>,
-    ) -> Result<(), Stop> {
+    fn take_sample(&mut self, trace: &Trace, interrupts: &mut Interrupts<'_>) -> Result<(), Stop> {
         let blocks = self.pass.allocator.free_blocks(interrupts)?;
         let run_possible = self.can_run(interrupts)?;
         let at = self.pass.at;

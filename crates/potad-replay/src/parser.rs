@@ -114,11 +114,7 @@ impl TraceParser {
         Ok(())
     }
 
-    fn feed_piece(
-        &mut self,
-        mut data: &[u8],
-        interrupts: &mut Interrupts<'_>,
-    ) -> Result<(), Stop> {
+    fn feed_piece(&mut self, mut data: &[u8], interrupts: &mut Interrupts<'_>) -> Result<(), Stop> {
         if self.in_line {
             match memchr(b'\n', data) {
                 None => return Ok(self.carry(data)?),

@@ -33,12 +33,7 @@ pub(crate) trait Watch<A: PageAllocator> {
 
     /// The allocation itself.
     #[inline(always)]
-    fn alloc(
-        &self,
-        allocator: &mut A,
-        order: u32,
-        _type: u32,
-    ) -> Result<Option<u32>, OutOfMemory> {
+    fn alloc(&self, allocator: &mut A, order: u32, _type: u32) -> Result<Option<u32>, OutOfMemory> {
         allocator.alloc(order)
     }
 }

@@ -329,7 +329,9 @@ impl PageAllocator for Cma {
             interrupts.after(1)?;
             let Some(block) = block else { continue };
             if page < end {
-                return Err(Self::corrupt(format_args!("the live block at {page} lies in another")));
+                return Err(Self::corrupt(format_args!(
+                    "the live block at {page} lies in another"
+                )));
             }
             end = page + (1 << block.order);
             live += 1_u64 << block.order;
@@ -338,7 +340,9 @@ impl PageAllocator for Cma {
                 return Err(Self::corrupt(format_args!("page {page} of the area is not movable")));
             }
             if self.handed_out[in_area..end - self.base as usize].contains(&true) {
-                return Err(Self::corrupt(format_args!("the live block at {page} is part of a run")));
+                return Err(Self::corrupt(format_args!(
+                    "the live block at {page} is part of a run"
+                )));
             }
         }
         let handed_out = self.handed_out.iter().filter(|&&taken| taken).count() as u64;

@@ -117,10 +117,7 @@ impl<T: Deref<Target = Trace>> Relocation<T> {
     ///
     /// [`ReplayError::NotFinished`] before the end, [`ReplayError::Check`] where the check fails, and
     /// [`ReplayError::Stopped`] where memory runs out or the caller wants to stop.
-    pub fn result(
-        &self,
-        interrupts: &mut Interrupts<'_>,
-    ) -> Result<RelocationReport, ReplayError> {
+    pub fn result(&self, interrupts: &mut Interrupts<'_>) -> Result<RelocationReport, ReplayError> {
         let (done, total) = (self.pass.at as u64, self.total());
         if done < total {
             return Err(ReplayError::NotFinished { done, total });

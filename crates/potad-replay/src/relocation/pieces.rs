@@ -53,11 +53,7 @@ pub(crate) struct Pieces {
 }
 
 impl Pieces {
-    pub fn new(
-        slots: u32,
-        pages: u64,
-        interrupts: &mut Interrupts<'_>,
-    ) -> Result<Pieces, Stop> {
+    pub fn new(slots: u32, pages: u64, interrupts: &mut Interrupts<'_>) -> Result<Pieces, Stop> {
         Ok(Pieces {
             slots: filled(Slot::default(), slots as usize, interrupts)?,
             slot_of: filled(0, pages as usize, interrupts)?,
@@ -82,12 +78,7 @@ impl Pieces {
 
     /// Takes out the 2^`order` pages from `offset` on of a slot's allocation: of which pieces they
     /// are all or a part. None where the allocation failed.
-    pub fn take(
-        &mut self,
-        slot: u32,
-        offset: u32,
-        order: u32,
-    ) -> Result<Vec<Freed>, OutOfMemory> {
+    pub fn take(&mut self, slot: u32, offset: u32, order: u32) -> Result<Vec<Freed>, OutOfMemory> {
         let end = offset + (1 << order);
         let pieces = &mut self.slots[slot as usize].pieces;
         let mut freed = Vec::new();
