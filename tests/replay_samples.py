@@ -169,6 +169,7 @@ def sample_report(name: str = "sample.ftrace", **changes: Any) -> Report:
             "malformed_lines": [(7, "pfn= is missing"), (9, "order= is missing")],
             "live_bytes": 20 << 20,
             "peak_bytes": 60 << 20,
+            "notes": [],
         },
         "memory_bytes": 64 << 20,
         "allocators": [

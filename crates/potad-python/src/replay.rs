@@ -15,11 +15,11 @@ use std::time::{Duration, Instant};
 
 use pyo3::exceptions::{PyMemoryError, PyRuntimeError, PyValueError};
 use pyo3::prelude::*;
+use pyo3::types::{PyList, PyString};
 
 use potad_replay as engine;
 use potad_replay::{
-    BuildError, CheckError, Interrupts, OutOfMemory, ReplayError, RunRequests, Settings, Stop,
-    TraceError, text,
+    BuildError, Interrupts, OutOfMemory, ReplayError, RunRequests, Settings, Stop, TraceError, text,
 };
 
 /// What is said of something that has ended.
@@ -85,8 +85,9 @@ impl Failure {
     }
 
     /// The exception for it; `raised` is what a signal's handler has raised.
-    fn exception(self, raised: Option<PyErr>) -> PyErr {
-        if let (Some(Stop::Interrupted), Some(raised)) = (self.stop(), raised) {
+    fn exception(self, py: Python<'_>, raised: Option<PyErr>) -> PyErr {
+        let stop = self.stop();
+        if let (Some(Stop::Interrupted), Some(raised)) = (stop, raised) {
             return raised;
         }
         let message = match &self {
@@ -94,18 +95,23 @@ impl Failure {
             Failure::Trace(error) => text(format_args!("{error}")),
             Failure::Replay(error) => text(format_args!("{error}")),
         };
-        match self {
-            _ if self.stop().is_some() => PyMemoryError::new_err(message),
+        let class = match self {
+            _ if stop.is_some() => py.get_type::<PyMemoryError>(),
             Failure::Replay(ReplayError::Build(BuildError::Metadata { .. })) => {
-                PyMemoryError::new_err(message)
+                py.get_type::<PyMemoryError>()
             }
             // Not the caller's doing: an allocator that fails its own recount.
-            Failure::Replay(ReplayError::Check(CheckError::Corrupt { .. })) => {
-                PyRuntimeError::new_err(message)
-            }
-            _ => PyValueError::new_err(message),
-        }
+            Failure::Replay(ReplayError::Check(_)) => py.get_type::<PyRuntimeError>(),
+            _ => py.get_type::<PyValueError>(),
+        };
+        let made = python_text(py, &message).and_then(|message| class.call1((message,)));
+        made.map_or_else(|error| error, PyErr::from_value)
     }
+}
+
+/// A text as a Python object, for which there may be no memory.
+fn python_text<'py>(py: Python<'py>, text: &str) -> PyResult<Bound<'py, PyString>> {
+    PyString::from_bytes(py, text.as_bytes())
 }
 
 /// Runs `work` detached, with looks for signals on the way.
@@ -126,7 +132,7 @@ fn interruptible<T: Send>(
         };
         work(&mut Interrupts::new(&mut wants_stop))
     });
-    done.map_err(|failure| failure.exception(raised))
+    done.map_err(|failure| failure.exception(py, raised))
 }
 
 /// Something that changes with each call, until it is taken or a call of it ends half done.
@@ -250,9 +256,12 @@ impl Trace {
     }
 
     #[getter]
-    fn malformed_lines(&self) -> Vec<(u64, String)> {
-        let lines = self.0.malformed_lines();
-        lines.iter().map(|(number, fault)| (*number, fault.to_string())).collect()
+    fn malformed_lines<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyList>> {
+        let lines = PyList::empty(py);
+        for (number, fault) in self.0.malformed_lines() {
+            lines.append((*number, python_text(py, &text(format_args!("{fault}")))?))?;
+        }
+        Ok(lines)
     }
 
     #[getter]
@@ -314,8 +323,11 @@ impl Replay {
     }
 
     /// The result as JSON, after the allocator's own check; ValueError before the end.
-    fn result(&self, py: Python<'_>) -> PyResult<String> {
-        self.replay.call(py, |replay, interrupts| Ok(replay.result(interrupts)?.to_json()?))
+    fn result<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyString>> {
+        let json = self
+            .replay
+            .call(py, |replay, interrupts| Ok(replay.result(interrupts)?.to_json()?))?;
+        python_text(py, &json)
     }
 }
 
@@ -367,8 +379,10 @@ impl RunReplay {
     }
 
     /// The result as JSON, after the relocator's own check; ValueError before the end.
-    fn result(&self, py: Python<'_>) -> PyResult<String> {
-        self.relocation
-            .call(py, |relocation, interrupts| Ok(relocation.result(interrupts)?.to_json()?))
+    fn result<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyString>> {
+        let json = self
+            .relocation
+            .call(py, |relocation, interrupts| Ok(relocation.result(interrupts)?.to_json()?))?;
+        python_text(py, &json)
     }
 }

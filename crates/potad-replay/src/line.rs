@@ -311,11 +311,15 @@ fn ends_word(text: &[u8], at: usize) -> bool {
     text.get(at).is_some_and(|&next| is_space(next))
 }
 
-/// Where the first `12.345: ` in the text ends, without the space.
+/// Where the first `12.345:` in the text ends; one that does not count seconds must stand before a space.
 #[inline]
 fn first_timestamp(text: &[u8]) -> Option<usize> {
     memchr_iter(b':', text)
-        .find(|&at| ends_word(text, at + 1) && read_timestamp(&text[..at]).is_some())
+        .find(|&at| match read_timestamp(&text[..at]) {
+            Some(Some(_)) => true,
+            Some(None) => ends_word(text, at + 1),
+            None => false,
+        })
         .map(|at| at + 1)
 }
 
@@ -567,6 +571,84 @@ mod tests {
     }
 
     #[test]
+    fn the_time_since_the_line_before_may_stand_behind_the_time() {
+        for between in [" ", "  (+1)     ", "\t(+18446744073709551615) ", " (+-3)  ", "(+12) "] {
+            let text =
+                format!("a-1   [001]  2.5:{between}mm_page_free:         page=0x4 pfn=4 order=2");
+            let record = event(&text);
+            let free = PageEvent::Free { pfn: 4, order: 2, may_repeat: false };
+            assert_eq!((record.event, record.time), (free, Some(2_500_000_000)), "{text}");
+        }
+    }
+
+    #[test]
+    fn whatever_stands_between_the_time_and_the_name_the_line_is_reported() {
+        for between in ["(+)", "(12)", "(+1.5)", "+12", "[x]", "cpu=3 d..1", "(+1) (+2)", "x:"] {
+            let text = format!("a-1 [001] 2.5: {between} mm_page_free: page=0x4 pfn=4 order=2");
+            // A word with a colon is another event's name.
+            let expected = match between.ends_with(':') {
+                true => Line::Other,
+                false => Line::Malformed(LineFault::Between { text: between.into() }),
+            };
+            assert_eq!(read(&text), expected, "{text}");
+        }
+        // Of another group of events.
+        let text = "a-1 [001] 2.5: other:mm_page_free: page=0x4 pfn=4 order=2";
+        let fault = LineFault::Between { text: "other:".into() };
+        assert_eq!(read(text), Line::Malformed(fault));
+    }
+
+    #[test]
+    fn frees_of_old_kernels() {
+        for name in ["mm_page_free_direct", "mm_pagevec_free"] {
+            let text = format!("a-1 [000] 1.5: {name}: page=ffffea0003db9f80 pfn=1155801 order=0");
+            let free = PageEvent::Free { pfn: 1_155_801, order: 0, may_repeat: true };
+            assert_eq!(event(&text).event, free);
+            assert_eq!(event(&format!("{text} cold=1")).event, free);
+        }
+    }
+
+    /// One line cut off anywhere, and another, whole, behind it: never an event, and never overlooked.
+    #[test]
+    fn halves_of_two_lines_are_no_event() {
+        let lines = [
+            "  bash-1 [000] ..... 1.500000: mm_page_alloc: page=000000009bf2070c pfn=0x40 order=0 migratetype=0 gfp_flags=GFP_KERNEL",
+            "  kworker/0:1-7 [000] d..1. 9.500000: mm_page_free: page=000000009bf2070c pfn=0x800 order=10",
+            "  bash-1   [001]  3800.928599: (+17)  mm_page_free:   page=0x109ea9 pfn=1089193 order=0",
+            "make   812 [001]  3800.928599:        kmem:mm_page_free: page=0x109ea9 pfn=1089193 order=0",
+            "  a-1 [000] 4415.255567: mm_pagevec_free: page=ffffea0003db9f80 pfn=1155801 order=0 cold=0",
+        ];
+        for first in lines {
+            event(first);
+            let stamp = first.find(": ").expect("a time") + 1;
+            for second in lines {
+                for cut in stamp..first.len() {
+                    let torn = format!("{}{second}", &first[..cut]);
+                    assert!(matches!(read(&torn), Line::Malformed(_)), "{torn}: {:?}", read(&torn));
+                }
+            }
+        }
+    }
+
+    /// The middle lost: fields of two lines one after the other.
+    #[test]
+    fn fields_twice_or_out_of_order_are_no_event() {
+        for text in [
+            "a-1 [000] 1.5: mm_page_free: page=1 pfn=0x40 page=2 pfn=0x80 order=0",
+            "a-1 [000] 1.5: mm_page_free: page=1 pfn=0x40 pfn=0x80 order=0",
+            "a-1 [000] 1.5: mm_page_free: page=1 pfn=0x40 order=0 order=1",
+            "a-1 [000] 1.5: mm_page_free: pfn=0x40 page=1 order=0",
+            "a-1 [000] 1.5: mm_page_free: order=0 page=1 pfn=0x40",
+            "a-1 [000] 1.5: mm_page_free: page=1 pfn=0x40 order=0 migratetype=1 gfp_flags=GFP_KERNEL",
+            "a-1 [000] 1.5: mm_page_alloc: page=1 pfn=0x40 migratetype=1 order=0",
+            "a-1 [000] 1.5: mm_page_alloc: page=1 pfn=0x40 order=0 migratetype=1 gfp_flags=GF pfn=0x80 order=0",
+            "a-1 [000] 1.5: mm_page_alloc: page=1 pfn=0x40 order=0 migratetype=1 gfp_fl# tracer: nop",
+        ] {
+            assert_eq!(read(text), Line::Malformed(LineFault::Torn), "{text}");
+        }
+    }
+
+    #[test]
     fn other_lines_pass() {
         for text in [
             "",
@@ -648,6 +730,13 @@ mod tests {
             "a-1 [000] 1.5: mm_page_alloc: page=(null) pfn=0 order=9 migratetype=1",
             "a-1 [000] 1.5: mm_page_alloc: page=0000000000000000 pfn=0x0 order=9 migratetype=1",
             "a-1 [000] 1.5: mm_page_alloc: [FAILED TO PARSE] pfn=0xffffffffffffffff order=9",
+            // Kernels before 5.x, of 64 bits and of 32; before 3.19 the pfn is computed from the pointer.
+            "a-1 [000] 1.5: mm_page_alloc: page=          (null) pfn=0 order=0 migratetype=1 gfp_flags=0",
+            "a-1 [000] 1.5: mm_page_alloc: page=  (null) pfn=0 order=4 migratetype=1 gfp_flags=0",
+            "a-1 [000] 1.5: mm_page_alloc: page= (null) pfn=0 order=0 migratetype=0 nr_free=3650 gfp_flags=0",
+            "a-1 [000] 1.5: mm_page_alloc: page=          (null) pfn=377957122048 order=4 migratetype=0",
+            "a-1 [000] 1.5: mm_page_alloc: page=  (null) pfn=18446744073709551 order=9 migratetype=0",
+            "a-1 [000] 1.5: mm_page_alloc: page=(nil) pfn=134217727 order=1 migratetype=0",
         ] {
             assert_eq!(read(text), Line::FailedAllocation, "{text}");
         }
@@ -655,5 +744,11 @@ mod tests {
             event("a-1 [000] 1.5: mm_page_alloc: page=00000000c9372449 pfn=0x0 order=0").event,
             PageEvent::Alloc { pfn: 0, order: 0, migratetype: 0 }
         );
+        // A pointer that is hidden, on purpose or as there were no random bits yet, is not none.
+        for page in ["0000000000000000", "(____ptrval____)", "        (ptrval)"] {
+            let text = format!("a-1 [000] 1.5: mm_page_alloc: page={page} pfn=0x40 order=1");
+            let alloc = PageEvent::Alloc { pfn: 0x40, order: 1, migratetype: 0 };
+            assert_eq!(event(&text).event, alloc, "{text}");
+        }
     }
 }

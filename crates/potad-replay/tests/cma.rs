@@ -3,7 +3,9 @@
 
 use std::collections::BTreeMap;
 
-use potad_replay::{BuildError, Cma, Extent, Interrupts, Move, PAGES_MAX, PageAllocator, Relocator, remainder};
+use potad_replay::{
+    BuildError, Cma, Extent, Interrupts, Move, PAGES_MAX, PageAllocator, Relocator, remainder,
+};
 use proptest::prelude::*;
 
 /// A largest block of the buddy.

@@ -1,8 +1,8 @@
 //! The parser on whole texts: formats, pieces, damage, and what is counted.
 
 use potad_replay::{
-    Interrupts, LINE_BYTES_MAX, LineFault, MALFORMED_KEPT, Quote, Step, Trace, TraceError, TraceFormat,
-    TraceParser,
+    Interrupts, LINE_BYTES_MAX, LineFault, MALFORMED_KEPT, Quote, Step, Trace, TraceError,
+    TraceFormat, TraceParser,
 };
 use proptest::prelude::*;
 
@@ -219,6 +219,32 @@ a-1 [000] 1.3: mm_page_free: page=1 pfn=0x40 order=3
             Step::FreePiece { slot: 0, order: 0, offset: 3 },
         ]
     );
+}
+
+#[test]
+fn frees_that_old_kernels_report_twice_are_counted_once() {
+    let alloc =
+        |pfn| format!("a-1 [000] 1.0: mm_page_alloc: page=1 pfn={pfn} order=0 migratetype=0\n");
+    let direct = |pfn| format!("a-1 [000] 1.0: mm_page_free_direct: page=1 pfn={pfn} order=0\n");
+    let pagevec =
+        |pfn| format!("a-1 [000] 1.0: mm_pagevec_free: page=1 pfn={pfn} order=0 cold=0\n");
+    let counts = |lines: &[String]| {
+        let trace = parse(lines).unwrap();
+        (trace.allocations(), trace.frees(), trace.frees_before_recording(), trace.live_bytes())
+    };
+    // By the list and by the page, with another processor's in between; or twice by the page.
+    assert_eq!(
+        counts(&[alloc(1), alloc(2), pagevec(1), pagevec(2), direct(1), direct(2)]),
+        (2, 2, 0, 0)
+    );
+    assert_eq!(counts(&[alloc(1), direct(1), direct(1)]), (1, 1, 0, 0));
+    // By the list alone.
+    assert_eq!(counts(&[alloc(1), pagevec(1), alloc(1), pagevec(1)]), (2, 2, 0, 0));
+    // Once each time, when it was allocated again meanwhile.
+    let twice = [alloc(1), pagevec(1), direct(1), alloc(1), pagevec(1), direct(1)];
+    assert_eq!(counts(&twice), (2, 2, 0, 0));
+    // Of a page from before the recording.
+    assert_eq!(counts(&[alloc(1), pagevec(7), direct(7), direct(8)]), (1, 2, 2, 4096));
 }
 
 #[test]
