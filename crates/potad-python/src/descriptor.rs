@@ -64,7 +64,7 @@ impl Descriptor {
         let (known, retiring) = state.known(start, size);
         let (kind, owner) = state.objects(py, known.label);
         let has_record = kind.as_ref().is_some_and(|kind| kind.get().record_size != 0);
-        let record = if has_record { state.look(start) } else { None };
+        let record = if has_record { state.look(start)? } else { None };
         let look = record.map(|record| Look::new(shared, record));
         Ok(Descriptor {
             start,

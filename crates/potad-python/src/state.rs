@@ -214,20 +214,19 @@ impl State {
 
     /// Makes all moves of a relocation that nobody has had the time to disturb, or none.
     fn make_all(&mut self, relocation: &mut Relocation) -> Result<(), Error> {
-        for at in 0..relocation.moves().len() {
-            if let Err(error) = self.make_one(relocation, at) {
-                self.space.give_up(relocation);
-                for done in relocation.moves()[..at].iter().copied().rev() {
-                    // Where it was has just been left, and nobody came between.
-                    if let Ok(mut back) = self.space.begin_move(done.new, done.old) {
-                        let _ = self.make_one(&mut back, 0);
-                        self.space.give_up(&mut back);
-                    }
-                }
-                return Err(error);
+        let State { space, memory, owners, .. } = self;
+        space.make_moves(relocation, |it| {
+            // Nobody else looks at the memory before the lock is let go.
+            if let Some(memory) = memory {
+                memory.mapping.copy(it.old, it.new, it.size as usize);
             }
-        }
-        Ok(())
+            let owner = owners.get((it.label.owner as usize).wrapping_sub(1));
+            if let Some(place) = owner.and_then(|owner| owner.as_ref()?.buffer.as_ref())
+                && place.address() == it.old
+            {
+                place.enter(it.new);
+            }
+        })
     }
 
     /// Makes moves at once if nobody has to be asked about any; whether they are made.
@@ -271,7 +270,7 @@ impl State {
     }
 
     /// The live allocations of an owner, ascending by start.
-    pub fn owned_by(&self, owner: usize) -> Vec<Described> {
+    pub fn owned_by(&self, owner: usize) -> Result<Vec<Described>, Error> {
         let is = |it: &Owner| it.object.as_ref().is_some_and(|it| it.as_ptr() as usize == owner);
         self.space.of_owners(|number| self.owner(number).is_some_and(is))
     }
@@ -379,11 +378,11 @@ impl State {
 
     /// How many live allocations there are of each kind and owner, and how much they come to, most
     /// first.
-    pub fn tally(&self) -> Vec<(Label, u64, u128)> {
-        let rows = self.space.tally().into_iter();
+    pub fn tally(&self) -> Result<Vec<(Label, u64, u128)>, Error> {
+        let rows = self.space.tally()?.into_iter();
         let rows = rows.map(|(label, count, size)| ((self.sort(label), None), label, count, size));
         let merged = merge(rows).into_iter();
-        merged.map(|(_, label, count, size)| (label, count, size)).collect()
+        Ok(merged.map(|(_, label, count, size)| (label, count, size)).collect())
     }
 
     /// What is in the way of a run, by kind and owner, most first.

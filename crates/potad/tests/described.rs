@@ -19,6 +19,7 @@ struct Known {
 struct Look {
     record: Record,
     bytes: Vec<u8>,
+    kind: Option<Kind>,
     /// Where its allocation starts, while that lives.
     start: Option<u64>,
 }
@@ -84,7 +85,7 @@ impl Pair {
         let Some(start) = self.victim(random) else { return self.alloc(random) };
         let known = self.live[&start].clone();
         let busy = Error::Busy { address: start, pins: known.pins };
-        match random.within(0..16) {
+        match random.within(0..17) {
             0..4 => self.alloc(random),
             4..7 => match self.space.free(start) {
                 Ok(size) => {
@@ -150,7 +151,7 @@ impl Pair {
             },
             12..14 => {
                 // Looked at, and written through a second look.
-                let Some(record) = self.space.look(start) else {
+                let Some(record) = self.space.look(start).unwrap() else {
                     return assert_eq!(known.label.kind, None);
                 };
                 assert_eq!(bytes_of(&record), known.record);
@@ -163,24 +164,45 @@ impl Pair {
                 self.live.get_mut(&start).unwrap().record = bytes.clone();
                 let same = self.looks.iter_mut().filter(|look| look.start == Some(start));
                 same.for_each(|look| look.bytes.clone_from(&bytes));
-                self.looks.push(Look { record, bytes, start: Some(start) });
+                let kind = known.label.kind;
+                self.looks.push(Look { record, bytes, kind, start: Some(start) });
             }
             14 if !self.looks.is_empty() => {
                 let at = random.within(0..self.looks.len() as u64) as usize;
                 let look = self.looks.swap_remove(at);
                 self.space.look_away(look.record);
             }
-            _ => {
-                let live: BTreeSet<u32> =
-                    self.live.values().map(|known| known.label.owner).collect();
-                let mut gone = Vec::new();
-                self.space.take_released(|owner| gone.push(owner));
-                gone.sort_unstable();
-                let expected: Vec<u32> = self.owners.difference(&live).copied().collect();
-                assert_eq!(gone, expected);
-                self.owners.retain(|owner| live.contains(owner));
+            15 => {
+                self.take_released();
+                let at = random.within(0..self.kinds.len() as u64) as usize;
+                let kind = self.kinds[at].0;
+                let is_looked_at = self.looks.iter().any(|look| look.kind == Some(kind));
+                let is_live = self.live.values().any(|known| known.label.kind == Some(kind));
+                let removed = self.space.remove_kind(kind);
+                assert_eq!(removed, !is_looked_at && !is_live);
+                if removed {
+                    assert!(!self.space.remove_kind(kind), "it is not known any more");
+                    let label = Label { kind: Some(kind), owner: 0 };
+                    assert!(self.space.alloc_described(1, None, label).is_err());
+                    // Its number and its chunks serve another kind, with records of another size.
+                    let bytes = random.pick(&[0, 8, 24, 360]);
+                    let again = self.space.add_kind(bytes, false).expect("a kind");
+                    assert_eq!(again, kind);
+                    self.kinds[at] = (again, bytes);
+                }
             }
+            _ => self.take_released(),
         }
+    }
+
+    fn take_released(&mut self) {
+        let live: BTreeSet<u32> = self.live.values().map(|known| known.label.owner).collect();
+        let mut gone = Vec::new();
+        self.space.take_released(|owner| gone.push(owner));
+        gone.sort_unstable();
+        let expected: Vec<u32> = self.owners.difference(&live).copied().collect();
+        assert_eq!(gone, expected);
+        self.owners.retain(|owner| live.contains(owner));
     }
 
     fn compare(&self, random: &mut Random) {
@@ -198,15 +220,15 @@ impl Pair {
         for &(kind, _) in &self.kinds {
             let of_kind = self.live.iter().filter(|(_, known)| known.label.kind == Some(kind));
             let starts: Vec<u64> = of_kind.clone().map(|(&start, _)| start).collect();
-            let found = self.space.of_kind(kind);
+            let found = self.space.of_kind(kind).unwrap();
             assert_eq!(found.iter().map(|found| found.start).collect::<Vec<_>>(), starts);
             let records: Vec<u8> = of_kind.flat_map(|(_, known)| known.record.clone()).collect();
-            assert_eq!(self.space.read_records(starts.into_iter()), records);
+            assert_eq!(self.space.read_records(starts.into_iter()).unwrap(), records);
         }
         for owner in 1..4 {
             let of_owner = self.live.iter().filter(|(_, known)| known.label.owner == owner);
             let starts: Vec<u64> = of_owner.map(|(&start, _)| start).collect();
-            let found = self.space.of_owner(owner);
+            let found = self.space.of_owner(owner).unwrap();
             assert_eq!(found.iter().map(|found| found.start).collect::<Vec<_>>(), starts);
         }
     }
@@ -240,6 +262,24 @@ fn descriptors_beside_the_model() {
 }
 
 #[test]
+fn a_kind_that_is_removed_leaves_nothing() {
+    let mut space = Space::new(0, 1 << 20, 1).expect("a space");
+    let mut bytes = None;
+    for round in 0..1000 {
+        let kind = space.add_kind(100 + round % 7, round % 2 == 0).expect("a kind");
+        let label = Label { kind: Some(kind), owner: 1 };
+        let at = space.alloc_described(1, None, label).expect("room");
+        assert!(!space.remove_kind(kind), "an allocation is of it");
+        space.free(at).expect("it is allocated");
+        assert!(!space.remove_kind(kind), "its owner has not been told of");
+        space.take_released(|_| ());
+        assert!(space.remove_kind(kind));
+        space.check().expect("the recount agrees");
+        assert!(space.metadata_bytes() <= *bytes.get_or_insert(space.metadata_bytes()));
+    }
+}
+
+#[test]
 fn a_million_descriptors_of_five_kinds() {
     const COUNT: usize = 1_000_000;
     let mut random = Random::new(29);
@@ -252,7 +292,7 @@ fn a_million_descriptors_of_five_kinds() {
         let start = space.alloc(1 << random.within(0..2)).expect("there is room");
         number += 1;
         space.describe(start, Label { kind: Some(kind), owner: 0 }, 1).expect("it has none");
-        let record = space.look(start).expect("it has a kind");
+        let record = space.look(start).unwrap().expect("it has a kind");
         if record.len() >= 8 {
             // SAFETY: the record's first bytes, which nothing else touches.
             unsafe { record.as_ptr().cast::<u64>().write(number) };
@@ -273,7 +313,7 @@ fn a_million_descriptors_of_five_kinds() {
     for &(start, kind, number) in &live {
         let found = space.lookup_described(start).expect("it is allocated");
         assert_eq!((found.start, found.label.kind), (start, Some(kind)));
-        let record = space.look(start).expect("it has a kind");
+        let record = space.look(start).unwrap().expect("it has a kind");
         if record.len() >= 8 {
             // SAFETY: as above.
             assert_eq!(unsafe { record.as_ptr().cast::<u64>().read() }, number);
