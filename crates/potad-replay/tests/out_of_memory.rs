@@ -9,7 +9,7 @@ use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 use std::fmt::Display;
 use std::io::Write;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use potad_replay::{
     BuildError, Cma, FirstFit, Interrupts, LinuxBuddy, OutOfMemory, PageAllocator, PotadSpace,
@@ -131,7 +131,10 @@ impl Judged for ReplayError {
 /// Runs `call` with memory refused at every point, in both ways. Without any refused it comes to
 /// `expected`.
 fn at_every_point(name: &str, expected: Outcome, mut call: impl FnMut() -> Outcome) {
-    // Not by a macro: what these print is shown only if the process lives to the test's end.
+    // One at a time, so that the name printed last is that of the call. Not by a macro: what these print
+    // is shown only if the process lives to the test's end.
+    static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+    let _alone = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
     writeln!(std::io::stderr(), "memory is refused in: {name}").unwrap();
     for refused in [Refused::One, Refused::AllFromThere] {
         let mut points = 0;
@@ -279,11 +282,11 @@ fn an_operation_without_memory_has_done_nothing() {
         for order in (0..5).cycle().take(3000) {
             SERVED.set(Some(0));
             REFUSED.set(Refused::AllFromThere);
-            let first = allocator.alloc(order);
+            let first = allocator.alloc_as(order, order % 2 == 0);
             SERVED.set(None);
             let page = first.or_else(|OutOfMemory| {
                 refused += 1;
-                allocator.alloc(order)
+                allocator.alloc_as(order, order % 2 == 0)
             });
             pages.push((page.expect("memory").expect("room"), order));
         }
