@@ -135,7 +135,8 @@ fn at_every_point(name: &str, expected: Outcome, mut call: impl FnMut() -> Outco
     // is shown only if the process lives to the test's end.
     static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
     let _alone = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
-    writeln!(std::io::stderr(), "memory is refused in: {name}").unwrap();
+    let mut shown = std::io::stderr();
+    writeln!(shown, "memory is refused in: {name}").unwrap();
     for refused in [Refused::One, Refused::AllFromThere] {
         let mut points = 0;
         loop {
@@ -153,7 +154,7 @@ fn at_every_point(name: &str, expected: Outcome, mut call: impl FnMut() -> Outco
             assert!(allowed, "{name} without memory at point {points}: {outcome:?}");
             points += 1;
         }
-        writeln!(std::io::stderr(), "  {points} points").unwrap();
+        writeln!(shown, "  {points} points").unwrap();
     }
 }
 
@@ -161,7 +162,7 @@ fn at_every_point(name: &str, expected: Outcome, mut call: impl FnMut() -> Outco
 /// lines that are malformed.
 fn events() -> String {
     let alloc = |pfn: u64, order: u32| {
-        let kind = u32::from(pfn % 3 != 0);
+        let kind = u32::from(!pfn.is_multiple_of(3));
         format!("a-1 [000] 1.0: mm_page_alloc: page=1 pfn={pfn} order={order} migratetype={kind}\n")
     };
     let free = |pfn: u64, order: u32| {
