@@ -67,7 +67,7 @@ def test_times_as_differences_are_read(tmp_path: Path) -> None:
     trace = read_trace(written(tmp_path, lines))
     assert (trace.allocations, trace.frees, trace.malformed) == (100, 52, 0)
     lines = small_trace(100).replace(": mm_page", ":  <12>   mm_page")
-    with pytest.raises(TraceError, match="152 malformed lines.* <12> stands between"):
+    with pytest.raises(TraceError, match=r"152 malformed lines.* <12> stands between"):
         read_trace(written(tmp_path, lines))
 
 

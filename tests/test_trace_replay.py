@@ -245,9 +245,7 @@ def test_a_signal_is_heard_within_one_step(bundled: Any, allocator: str) -> None
     memory = default_memory_bytes(bundled.peak_bytes)
     run = Replay(bundled, allocator, memory, 1, 1 << 40)
     with raising_soon(), pytest.raises(Raised):
-        while run.step(1 << 62):
-            pass
-        pytest.fail("it was done before the signal came")
+        run.step(1 << 62)
     for call in (run.result, lambda: run.step(1)):
         with pytest.raises(ValueError, match="make a new one"):
             call()

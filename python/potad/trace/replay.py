@@ -99,9 +99,10 @@ def summarise(name: str, trace: Trace) -> TraceSummary:
 
 def _notes(trace: Trace) -> list[str]:
     """What is odd about a trace as a whole."""
-    if trace.frees == 0 and trace.allocations >= _ALLOCATIONS_WITHOUT_FREES:
-        return [
-            f"There are {trace.allocations:,} allocations and not one free. The event mm_page_free was"
-            " probably not recorded, or its kernel gives it a name that is not known here."
-        ]
-    return []
+    if trace.frees or trace.allocations < _ALLOCATIONS_WITHOUT_FREES:
+        return []
+    note = (
+        f"There are {trace.allocations:,} allocations and not one free. The event mm_page_free"
+        " was probably not recorded, or its kernel gives it a name that is not known here."
+    )
+    return [note]
