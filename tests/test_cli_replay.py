@@ -342,7 +342,7 @@ def test_interrupted_while_many_runs_are_asked_for() -> None:
         ],
         stderr=subprocess.PIPE, stdout=subprocess.PIPE,
     )  # fmt: skip
-    time.sleep(6)
+    time.sleep(4)
     assert process.poll() is None
     process.send_signal(signal.SIGINT)
     _, said = process.communicate(timeout=20)
