@@ -323,6 +323,33 @@ def test_malformed_lines_are_named_and_counted(tmp_path: Path) -> None:
     assert b"7 malformed lines" in done.stdout
 
 
+def test_a_trace_without_frees_says_so(tmp_path: Path) -> None:
+    file = tmp_path / "allocations.ftrace"
+    file.write_text("".join(line for line in small_trace().splitlines(True) if "alloc" in line))
+    done = shell(str(file), "--against", "none", "--json", f"{tmp_path}/out.json")
+    assert done.returncode == 0, done.stderr
+    assert b"2,000 allocations and not one free" in done.stdout
+    (report,) = json.loads((tmp_path / "out.json").read_text())
+    (note,) = report["trace"]["notes"]
+    assert note.startswith("There are 2,000 allocations and not one free.")
+
+
+def test_interrupted_while_many_runs_are_asked_for() -> None:
+    process = subprocess.Popen(
+        [
+            *POTAD, "replay", "-q", str(BUNDLED_TRACE), "--against", "none", "--points", "2",
+            "--runs", "4KiB", "--runs-at-once", "1000000", "--runs-every", "1",
+        ],
+        stderr=subprocess.PIPE, stdout=subprocess.PIPE,
+    )  # fmt: skip
+    time.sleep(4)
+    assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=20)
+    assert process.returncode == 130
+    assert b"Traceback" not in said
+
+
 def test_broken_pipe_is_silent(trace: str) -> None:
     reader, writer = os.pipe()
     os.close(reader)
