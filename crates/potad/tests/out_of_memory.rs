@@ -605,9 +605,10 @@ fn cases() -> Vec<Case> {
         }),
         case!("new", AS_IT_IS, |_w| Space::new(1, 4096, 4096).map(|_| Nothing)),
         case!("check", AS_IT_IS, |w| w.space.check().map(|()| Nothing)),
-        case!("granule base size used available len is_empty largest_free", AS_IT_IS, |w| {
+        case!("granule base size used available len is_empty largest_free probe", AS_IT_IS, |w| {
             let space = &mut w.space;
             let figures = space.size() + space.used() + space.available() + space.largest_free();
+            let potad::NoProbe = *space.probe();
             let small = space.granule() + space.base() + space.len() + space.is_empty() as u64;
             Ok(Gave::Number(figures + small as u128))
         }),
