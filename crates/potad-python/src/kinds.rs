@@ -90,7 +90,7 @@ impl Kinds {
         for entry in &mut self.entries {
             if let Some((object, number)) = entry
                 && !kept.contains(&Some(*number))
-                && space.remove_kind(*number).is_ok()
+                && space.remove_kind(*number)
             {
                 self.numbers.remove(&(object.as_ptr() as usize));
                 self.gone.extend(entry.take().map(|(object, _)| object));

@@ -91,7 +91,7 @@ impl State {
         let begun = self.space.begin_run(size, align, within, call)?;
         match self.make_or_keep(begun)? {
             Ok(mut made) => {
-                let start = self.space.finish_run(&mut made)?;
+                let start = self.space.finish_run(&mut made);
                 Ok(Begun::Done(start.expect("nobody came between")))
             }
             Err(kept) => Ok(Begun::Asking(kept)),
@@ -434,13 +434,13 @@ fn alloc_run_by(
         let start = mover.long(move |state| {
             let start = match state.take_relocation(number) {
                 Some(mut kept) => state.space.finish_run(&mut kept),
-                None => Ok(None),
+                None => None,
             };
             match start {
-                Ok(Some(start)) => state.describe_run(start, it, run.align).map(Some),
-                other => {
+                Some(start) => state.describe_run(start, it, run.align).map(Some),
+                None => {
                     state.put_aside(it);
-                    other
+                    Ok(None)
                 }
             }
         })?;

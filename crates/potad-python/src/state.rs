@@ -11,7 +11,7 @@ use pyo3::ffi;
 use pyo3::prelude::*;
 use pyo3::{PyTraverseError, PyVisit};
 
-use potad::{Described, Error, Label, Made, Obstacle, Relocation, Space, Why};
+use potad::{Described, Error, Label, Made, Move, Obstacle, Relocation, Space, Why};
 
 use crate::arena::{Memory, Place};
 use crate::counted::Counted;
@@ -167,32 +167,16 @@ impl State {
 
     // ---- moves -----------------------------------------------------------------------------
 
-    /// Makes a move, with what the memory holds, if there is any.
-    fn make_one(&mut self, relocation: &mut Relocation, at: usize) -> Result<Made, Error> {
-        make_move(&mut self.space, &self.owners, self.memory.as_ref(), relocation, at)
-    }
-
     /// Makes all moves of a relocation that nobody has had the time to disturb, or none.
     fn make_all(&mut self, relocation: &mut Relocation) -> Result<(), Error> {
-        for at in 0..relocation.moves().len() {
-            if let Err(error) = self.make_one(relocation, at) {
-                self.space.give_up(relocation);
-                self.take_back(&relocation.moves()[..at]);
-                return Err(error);
+        let State { space, memory, owners, .. } = self;
+        space.make_moves(relocation, |it| {
+            // Nobody else looks at the memory before the lock is let go.
+            if let Some(memory) = memory {
+                memory.mapping.copy(it.old, it.new, it.size as usize);
             }
-        }
-        Ok(())
-    }
-
-    /// Moves back what was just moved.
-    pub fn take_back(&mut self, moves: &[potad::Move]) {
-        for done in moves.iter().rev() {
-            // Where it was has just been left, and nobody came between.
-            if let Ok(mut back) = self.space.begin_move(done.new, done.old) {
-                let _ = self.make_one(&mut back, 0);
-                self.space.give_up(&mut back);
-            }
-        }
+            move_place(owners, it);
+        })
     }
 
     /// Makes moves at once if nobody has to be asked about any; whether they are made.
@@ -218,7 +202,7 @@ impl State {
     }
 
     /// The live allocations of an owner, ascending by start.
-    pub fn owned_by(&self, owner: usize) -> Vec<Described> {
+    pub fn owned_by(&self, owner: usize) -> Result<Vec<Described>, Error> {
         let is = |number| {
             let object = self.owners.get(number).and_then(|it| it.object.as_ref());
             object.is_some_and(|object| object.as_ptr() as usize == owner)
@@ -235,39 +219,31 @@ impl State {
         align: Option<u128>,
         act: impl FnOnce(&mut Space) -> Result<T, Error>,
     ) -> Result<T, Error> {
-        let done = act(&mut self.space)?;
-        if !named.is_empty() {
-            self.describe(&done, named, align)?;
-        }
-        Ok(done)
-    }
-
-    /// Describes allocations that were just made, or frees them all.
-    pub fn describe(
-        &mut self,
-        allocated: &impl Allocated,
-        named: &mut Named,
-        align: Option<u128>,
-    ) -> Result<(), Error> {
         if named.is_empty() {
-            return Ok(());
+            return act(&mut self.space);
         }
-        let mut new_owner = None;
-        let described = self.try_describe(allocated, named, align, &mut new_owner);
-        if described.is_err() {
-            self.take_away(allocated);
-            self.forget_new(new_owner);
-        }
-        described
+        self.describing(named, align.unwrap_or(1), |state, named, label| {
+            let done = act(&mut state.space)?;
+            let described = done.starts().try_for_each(|start| {
+                let size = || state.space.lookup(start).map_or(1, |found| found.size);
+                state.describe(start, named, label, align.unwrap_or_else(size))
+            });
+            if let Err(error) = described {
+                done.starts().for_each(|start| state.take_away(start));
+                return Err(error);
+            }
+            Ok(done)
+        })
     }
 
-    fn try_describe(
+    /// Has the label that `named` stands for, and the memory to describe one allocation, while something
+    /// is allocated.
+    pub fn describing<T>(
         &mut self,
-        allocated: &impl Allocated,
         named: &mut Named,
-        align: Option<u128>,
-        new_owner: &mut Option<u32>,
-    ) -> Result<(), Error> {
+        align: u128,
+        act: impl FnOnce(&mut Self, &mut Named, Label) -> Result<T, Error>,
+    ) -> Result<T, Error> {
         if named.place.is_some() {
             self.must_be_open()?;
         }
@@ -276,31 +252,35 @@ impl State {
             Some(place) => (self.owners.add_buffer(&mut named.owner, place)?, true),
             None => self.owners.add_object(&mut named.owner)?,
         };
-        *new_owner = is_new.then_some(owner);
         let label = Label { kind, owner };
-        allocated.starts().try_for_each(|start| {
-            let size = || self.space.lookup(start).map_or(1, |found| found.size);
-            let align = align.unwrap_or_else(size);
-            self.space.describe(start, label, align)?;
-            if let Some(place) = &named.place {
-                place.enter(start);
-            }
-            Ok(())
-        })
-    }
-
-    /// Frees allocations that were just made.
-    pub fn take_away(&mut self, allocated: &impl Allocated) {
-        for start in allocated.starts() {
-            self.space.free(start).expect("it was just allocated");
+        let room = self.space.make_room_to_describe(label, align);
+        let done = room.and_then(|()| act(self, named, label));
+        if done.is_err() && is_new {
+            // If the core has come to count it, the core tells of it here.
+            self.settle_owners();
+            self.owners.forget(owner);
         }
+        done
     }
 
-    /// A number was for an owner of whom nothing is allocated after all.
-    pub fn forget_new(&mut self, owner: Option<u32>) {
-        // If the core has come to count it, the core tells of it here.
-        self.settle_owners();
-        owner.into_iter().for_each(|owner| self.owners.forget(owner));
+    /// Describes an allocation that was just made.
+    pub fn describe(
+        &mut self,
+        start: u64,
+        named: &Named,
+        label: Label,
+        align: u128,
+    ) -> Result<(), Error> {
+        self.space.describe(start, label, align)?;
+        if let Some(place) = &named.place {
+            place.enter(start);
+        }
+        Ok(())
+    }
+
+    /// Frees an allocation that was just made.
+    pub fn take_away(&mut self, start: u64) {
+        self.space.free(start).expect("it was just allocated");
     }
 
     /// Gives back the numbers of owners that have no allocation any more.
@@ -446,7 +426,17 @@ impl State {
     pub fn make_kept(&mut self, number: u64, at: usize) -> Result<Made, Error> {
         let Some(kept) = self.kept(number) else { return Ok(Made::Stays) };
         let relocation = &mut self.relocations[kept].relocation;
-        make_move(&mut self.space, &self.owners, self.memory.as_ref(), relocation, at)
+        let it = relocation.moves()[at];
+        if let Some(memory) = &self.memory
+            && self.space.can_move(relocation, at)
+        {
+            memory.mapping.copy(it.old, it.new, it.size as usize);
+        }
+        let made = self.space.make_move(relocation, at)?;
+        if made == Made::Moved {
+            move_place(&self.owners, &it);
+        }
+        Ok(made)
     }
 
     /// Whether what a move is of was freed; then the move is over.
@@ -502,28 +492,13 @@ impl Drop for State {
     }
 }
 
-/// Makes a move, with what the memory holds, if there is any.
-fn make_move(
-    space: &mut Space,
-    owners: &Owners,
-    memory: Option<&Memory>,
-    relocation: &mut Relocation,
-    at: usize,
-) -> Result<Made, Error> {
-    let it = relocation.moves()[at];
-    if let Some(memory) = memory
-        && space.can_move(relocation, at)
-    {
-        memory.mapping.copy(it.old, it.new, it.size as usize);
-    }
-    let made = space.make_move(relocation, at)?;
-    if made == Made::Moved
-        && let Some(place) = owners.get(it.label.owner).and_then(|owner| owner.buffer.as_ref())
+/// Tells a buffer of its new address.
+fn move_place(owners: &Owners, it: &Move) {
+    if let Some(place) = owners.get(it.label.owner).and_then(|owner| owner.buffer.as_ref())
         && place.address() == it.old
     {
         place.enter(it.new);
     }
-    Ok(made)
 }
 
 /// This thread. Rust's own number for it takes memory in a thread that Rust has not started.

@@ -74,7 +74,8 @@ impl<P: Probe> PageAllocator for PotadSpace<P> {
             start: found.start / PAGE_BYTES,
             pages: (found.size / u128::from(PAGE_BYTES)) as u64,
         };
-        Some(self.space.of_kind(unmovable).into_iter().map(extent).collect())
+        let found = self.space.of_kind(unmovable).expect("memory for a list");
+        Some(found.into_iter().map(extent).collect())
     }
 
     #[inline]

@@ -6,8 +6,10 @@
 //! blocks are found by halving, not by folding words.
 
 use std::collections::HashSet;
+use std::fmt::Display;
 
 use crate::error::Error;
+use crate::fallible::{Grow, no_memory, repeat};
 use crate::head::Head;
 use crate::pool::{LEVEL1, NONE, Node, ROWS, SECTION_LINES, UPPER_LINES};
 use crate::probe::Probe;
@@ -49,8 +51,15 @@ struct Recount<'a, P> {
 
 type Found<T> = Result<T, Error>;
 
-fn corrupt<T>(what: impl Into<String>) -> Found<T> {
-    Err(Error::Corrupt { what: what.into() })
+fn corrupt<T>(what: impl Display) -> Found<T> {
+    Err(Error::corrupt(what))
+}
+
+/// Notes a node; whether it was not noted before.
+fn note(nodes: &mut HashSet<Node>, node: Node) -> Found<bool> {
+    let bytes = (nodes.len() + 1) * size_of::<Node>();
+    nodes.try_reserve(1).map_err(|_| no_memory(bytes))?;
+    Ok(nodes.insert(node))
 }
 
 /// Maximal free blocks among 64 siblings, by halving: orders relative to one sibling.
@@ -71,7 +80,7 @@ fn orders_by_halving(free: u64) -> u32 {
 impl<P: Probe> Recount<'_, P> {
     fn children(&mut self, node: Node, level: u32, first: u128) -> Found<Count> {
         let tree = self.tree;
-        let name = format!("node of level {level} at granule {first}");
+        let name = format_args!("node of level {level} at granule {first}");
         let (used, head, absent, detail);
         if level == 0 {
             let (row_used, row_head) = tree.row(node, first as u64);
@@ -81,20 +90,20 @@ impl<P: Probe> Recount<'_, P> {
             let occupied = tree.pool.get(line, OCCUPIED);
             detail = tree.pool.get(line, DETAIL);
             if detail & !occupied != 0 {
-                return corrupt(format!("{name}: children with detail are marked free"));
+                return corrupt(format_args!("{name}: children with detail are marked free"));
             }
             let states = occupied & !detail;
             head = tree.pool.get(line, HEAD) & !detail;
             absent = tree.pool.get(line, ABSENT) & !detail;
             if (head | absent) & !states != 0 || head & absent != 0 {
-                return corrupt(format!("{name}: states of children contradict each other"));
+                return corrupt(format_args!("{name}: states of children contradict each other"));
             }
             used = states & !absent;
         }
         let free = !(used | absent | detail);
         let is_root = level == tree.top();
         if !is_root && (free == u64::MAX || absent == u64::MAX) {
-            return corrupt(format!("{name} is in one state as a whole but has detail"));
+            return corrupt(format_args!("{name} is in one state as a whole but has detail"));
         }
         let size = 1u128 << (6 * level);
         let mut count =
@@ -122,13 +131,13 @@ impl<P: Probe> Recount<'_, P> {
                 count.absent += size;
                 match self.absents.last_mut() {
                     Some(last) if last.1 == at => last.1 = at + size,
-                    _ => self.absents.push((at, at + size)),
+                    _ => self.absents.add((at, at + size))?,
                 }
             } else {
                 count.used += size;
                 count.heads += bit(head) as u64;
                 if !bit(head) && !self.running {
-                    return corrupt(format!("{name}: child {child} goes on from nothing"));
+                    return corrupt(format_args!("{name}: child {child} goes on from nothing"));
                 }
             }
             self.running = bit(used);
@@ -142,12 +151,14 @@ impl<P: Probe> Recount<'_, P> {
                 let elsewhere = tree.summit.flat && level > SECTION_LEVEL && order < 6;
                 let stale = if elsewhere { stored & detail } else { 0 };
                 if order >= 2 && stored & !has != 0 || stale != 0 {
-                    return corrupt(format!("{name}: order {order} in children without detail"));
+                    return corrupt(format_args!(
+                        "{name}: order {order} in children without detail"
+                    ));
                 }
                 let expected = (0..64)
                     .fold(0, |word, child| word | ((below[child] >> order & 1) as u64) << child);
                 if has != expected {
-                    return corrupt(format!(
+                    return corrupt(format_args!(
                         "{name}: blocks of order {order} in children {has:#x}, recounted {expected:#x}"
                     ));
                 }
@@ -161,8 +172,8 @@ impl<P: Probe> Recount<'_, P> {
         if level > SECTION_LEVEL {
             let nodes =
                 if level - 1 == SECTION_LEVEL { &mut self.sections } else { &mut self.uppers };
-            if child == NONE || !nodes.insert(child) {
-                return corrupt(format!("granule {first}: node {child} is missing or shared"));
+            if child == NONE || !note(nodes, child)? {
+                return corrupt(format_args!("granule {first}: node {child} is missing or shared"));
             }
         }
         let heads_before = self.absents.len();
@@ -171,7 +182,10 @@ impl<P: Probe> Recount<'_, P> {
         // An allocation that covers a child as a whole is stored there and not below.
         let all_one = count.free == 0 && count.absent == 0 && self.absents.len() == heads_before;
         if all_one && (count.heads == 0 && running || count.heads == 1 && self.starts_at(first)) {
-            return corrupt(format!("one allocation fills level {} at granule {first}", level - 1));
+            return corrupt(format_args!(
+                "one allocation fills level {} at granule {first}",
+                level - 1
+            ));
         }
         Ok(count)
     }
@@ -196,11 +210,11 @@ impl<P: Probe> Space<P> {
         };
         let root_is_section = tree.top() == SECTION_LEVEL;
         let nodes = if root_is_section { &mut recount.sections } else { &mut recount.uppers };
-        nodes.insert(tree.root());
+        note(nodes, tree.root())?;
         let count = recount.children(tree.root(), tree.top(), 0)?;
 
         if count.orders != tree.orders() {
-            return corrupt(format!(
+            return corrupt(format_args!(
                 "orders of free blocks {:#x}, recounted {:#x}",
                 tree.orders(),
                 count.orders
@@ -211,10 +225,14 @@ impl<P: Probe> Space<P> {
         for (position, order) in tree.head.recent_blocks() {
             let last = position + (1 << order) - 1;
             if !tree.is_start(position) || tree.last(position) != last {
-                return corrupt(format!("no block of order {order} at granule {position}, kept"));
+                return corrupt(format_args!(
+                    "no block of order {order} at granule {position}, kept"
+                ));
             }
             if !self.retired.is_empty() || last % 64 == 63 {
-                return corrupt(format!("a block at granule {position} is kept but must not be"));
+                return corrupt(format_args!(
+                    "a block at granule {position} is kept but must not be"
+                ));
             }
             recent += 1;
             recent_granules += 1 << order;
@@ -227,24 +245,24 @@ impl<P: Probe> Space<P> {
         ];
         for (name, kept, recounted) in figures {
             if kept != recounted {
-                return corrupt(format!("{name}: {kept}, recounted {recounted}"));
+                return corrupt(format_args!("{name}: {kept}, recounted {recounted}"));
             }
         }
         for (at, &section) in tree.head.sections.iter().enumerate() {
             let found = tree.find_section((at as u64) << SECTION_SHIFT);
             if at as u64 <= tree.end() >> SECTION_SHIFT && section != found {
-                return corrupt(format!("section {at}: node {section}, recounted {found}"));
+                return corrupt(format_args!("section {at}: node {section}, recounted {found}"));
             }
         }
         let noted = tree.head.sections.iter().filter(|&&section| section != NONE).count();
         let all_noted = noted == recount.sections.len() && tree.top() <= SECTION_LEVEL + 1;
         if tree.summit.flat && !all_noted {
-            return corrupt(format!("{noted} sections noted of {}", recount.sections.len()));
+            return corrupt(format_args!("{noted} sections noted of {}", recount.sections.len()));
         }
         if let Some((position, order)) = tree.next_block(tree.summit.packed(), 0)
             && Head::row(position) < tree.summit.low_large
         {
-            return corrupt(format!(
+            return corrupt(format_args!(
                 "a block of order {order} at granule {position}, noted from row {} on",
                 tree.summit.low_large
             ));
@@ -253,11 +271,11 @@ impl<P: Probe> Space<P> {
             && Head::row(position) < tree.head.near
         {
             let near = tree.head.near;
-            return corrupt(format!("granule {position} is free, noted from row {near} on"));
+            return corrupt(format_args!("granule {position} is free, noted from row {near} on"));
         }
         if tree.head.limit != tree.summit.limit() {
             let (limit, expected) = (tree.head.limit, tree.summit.limit());
-            return corrupt(format!("the limit is row {limit}, recounted {expected}"));
+            return corrupt(format_args!("the limit is row {limit}, recounted {expected}"));
         }
         self.check_absent(&recount.absents)?;
         self.check_descriptors()?;
@@ -273,25 +291,31 @@ impl<P: Probe> Space<P> {
             for span in self.spans.overlap(range.clone()) {
                 out_of_service += span.end - span.start;
                 if !self.retired.covers(span.clone()) {
-                    return corrupt(format!("granules {span:?} are absent but not retired"));
+                    return corrupt(format_args!("granules {span:?} are absent but not retired"));
                 }
             }
         }
         let total: u128 = self.spans.iter().map(|span| span.end - span.start).sum();
         if (total, out_of_service) != (self.total, self.absent) {
-            return corrupt(format!(
+            return corrupt(format_args!(
                 "granules in spans {}, out of service {}; recounted {total}, {out_of_service}",
                 self.total, self.absent
             ));
         }
         let pledged = self.pledge_near(&(0..u128::MAX));
         if pledged != self.tree.pledged {
-            return corrupt(format!("{} ends are pledged, recounted {pledged}", self.tree.pledged));
+            return corrupt(format_args!(
+                "{} ends are pledged, recounted {pledged}",
+                self.tree.pledged
+            ));
         }
         for retired in self.retired_ranges() {
             let free = self.parts(&retired).find(|part| part.2 == State::Free);
             if let Some((first, ..)) = free {
-                return corrupt(format!("granule {} is retired but free", origin + first as u128));
+                return corrupt(format_args!(
+                    "granule {} is retired but free",
+                    origin + first as u128
+                ));
             }
         }
         Ok(())
@@ -301,23 +325,23 @@ impl<P: Probe> Space<P> {
 /// Every line of the pool belongs to a node that hangs in the tree or was given back, and nodes
 /// given back are zero but for their link.
 fn check_pool<P: Probe>(tree: &Tree<P>, recount: &Recount<'_, P>) -> Found<()> {
-    let (free_sections, free_uppers) = tree.pool.given_back();
+    let (free_sections, free_uppers) = tree.pool.given_back()?;
     if (free_sections.len(), free_uppers.len()) != tree.pool.counts_given_back() {
-        return corrupt(format!(
+        return corrupt(format_args!(
             "nodes given back {:?}, recounted {} and {}",
             tree.pool.counts_given_back(),
             free_sections.len(),
             free_uppers.len()
         ));
     }
-    let mut owned = vec![false; tree.pool.lines()];
+    let mut owned = repeat(false, tree.pool.lines())?;
     owned[0] = true;
     let mut claim = |node: Node, lines: usize| {
         let end = (node as usize + lines).min(owned.len());
         let slots = &mut owned[node as usize..end];
         let fresh = slots.iter().all(|taken| !taken);
         slots.fill(true);
-        if fresh { Ok(()) } else { corrupt(format!("node {node} overlaps another")) }
+        if fresh { Ok(()) } else { corrupt(format_args!("node {node} overlaps another")) }
     };
     for &node in recount.sections.iter().chain(&free_sections) {
         claim(node, SECTION_LINES)?;
@@ -326,13 +350,15 @@ fn check_pool<P: Probe>(tree: &Tree<P>, recount: &Recount<'_, P>) -> Found<()> {
         claim(node, UPPER_LINES)?;
     }
     if let Some(line) = owned.iter().position(|owned| !owned) {
-        return corrupt(format!("line {line} of the metadata belongs to no node"));
+        return corrupt(format_args!("line {line} of the metadata belongs to no node"));
     }
     let all = free_sections.iter().map(|&node| (node, SECTION_LINES));
     for (node, lines) in all.chain(free_uppers.iter().map(|&node| (node, UPPER_LINES))) {
         let dirty = (1..8 * lines).find(|&word| tree.pool.get(node as usize, word) != 0);
         if let Some(word) = dirty {
-            return corrupt(format!("word {word} of node {node}, which was given back, is not 0"));
+            return corrupt(format_args!(
+                "word {word} of node {node}, which was given back, is not 0"
+            ));
         }
     }
     for &section in &recount.sections {
@@ -349,7 +375,7 @@ fn check_section_is_zero_without_detail<P: Probe>(tree: &Tree<P>, section: Node)
         let line = section as usize + LEVEL1 + over;
         let zero = (0..8).all(|word| tree.pool.get(line, word) == 0);
         if head_detail >> over & 1 == 0 && !zero {
-            return corrupt(format!("level 1 node {over} of section {section} is stale"));
+            return corrupt(format_args!("level 1 node {over} of section {section} is stale"));
         }
         let detail = tree.pool.get(line, DETAIL);
         for child in 0..64 {
@@ -360,7 +386,7 @@ fn check_section_is_zero_without_detail<P: Probe>(tree: &Tree<P>, section: Node)
                 && at < lines
                 && (0..2).any(|word| tree.pool.get(at, row % 4 * 2 + word) != 0)
             {
-                return corrupt(format!("row {row} of section {section} is stale"));
+                return corrupt(format_args!("row {row} of section {section} is stale"));
             }
         }
     }

@@ -3,6 +3,7 @@
 use std::fmt;
 
 use crate::descriptor::HELD;
+use crate::fallible::text;
 
 /// Why there was no room.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -65,9 +66,9 @@ pub enum Error {
         /// What it would have to be.
         expected: String,
     },
-    /// The process has no memory for the metadata itself.
+    /// The process has no memory for the metadata, or for the list that was asked for.
     Metadata {
-        /// Bytes of metadata there would have been.
+        /// How many bytes it would have taken.
         bytes: usize,
     },
     /// A recount disagrees with what the space keeps.
@@ -81,9 +82,13 @@ impl Error {
     pub(crate) fn argument(
         name: &'static str,
         value: impl fmt::Display,
-        expected: impl Into<String>,
+        expected: impl fmt::Display,
     ) -> Self {
-        Error::Argument { name, value: value.to_string(), expected: expected.into() }
+        Error::Argument { name, value: text(value), expected: text(expected) }
+    }
+
+    pub(crate) fn corrupt(what: impl fmt::Display) -> Self {
+        Error::Corrupt { what: text(what) }
     }
 }
 
@@ -113,8 +118,8 @@ impl fmt::Display for Error {
                 write!(f, "{address:#x} is held while allocations are moved")
             }
             Error::Busy { address, pins } => {
-                let times = if *pins == 1 { "once" } else { &format!("{pins} times") };
-                write!(f, "the allocation at {address:#x} is pinned {times}")
+                write!(f, "the allocation at {address:#x} is pinned ")?;
+                if *pins == 1 { f.write_str("once") } else { write!(f, "{pins} times") }
             }
             Error::Argument { name, value, expected } => {
                 write!(f, "{name} must be {expected}, not {value}")

@@ -12,6 +12,7 @@ use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hasher};
 
 use crate::error::Error;
+use crate::fallible::{Grow, collect, no_memory, room_in_table};
 
 /// Granules of a sheet, as a shift.
 const SHEET_SHIFT: u32 = 12;
@@ -87,29 +88,52 @@ impl Loose {
         Ok(())
     }
 
+    /// Makes sure that the next so many places, wherever they are, can be kept without memory.
+    pub(crate) fn room(&mut self, places: usize) -> Result<(), Error> {
+        room_in_table(&mut self.index, places)?;
+        while self.unused.len() < places {
+            self.new_bundle()?;
+        }
+        Ok(())
+    }
+
     #[cold]
     fn new_sheet(&mut self, key: u64) -> Result<u32, Error> {
-        let no_memory = || Error::Metadata { bytes: size_of::<[Sheet; BUNDLE]>() };
-        self.index.try_reserve(1).map_err(|_| no_memory())?;
+        room_in_table(&mut self.index, 1)?;
         if self.unused.is_empty() {
-            let all = (self.bundles.len() + 1) * BUNDLE;
-            self.unused.try_reserve(all).map_err(|_| no_memory())?;
-            self.bundles.try_reserve(1).map_err(|_| no_memory())?;
-            self.bundles.push(Box::new([const { Sheet { bits: [0; 64], count: 0 } }; BUNDLE]));
-            // The lowest is taken first.
-            self.unused.extend((all - BUNDLE..all).rev().map(|number| number as u32));
+            self.new_bundle()?;
         }
         let number = self.unused.pop().expect("there is one now");
         self.index.insert(key, number);
         Ok(number)
     }
 
+    fn new_bundle(&mut self) -> Result<(), Error> {
+        let all = (self.bundles.len() + 1) * BUNDLE;
+        self.unused.room(all - self.unused.len())?;
+        let sheets = collect((0..BUNDLE).map(|_| Sheet { bits: [0; 64], count: 0 }))?;
+        let bundle = sheets.try_into().map_err(|_| no_memory(size_of::<[Sheet; BUNDLE]>()))?;
+        self.bundles.add(bundle)?;
+        // The lowest is taken first.
+        self.unused.extend((all - BUNDLE..all).rev().map(|number| number as u32));
+        Ok(())
+    }
+
     /// Gives a place back that was kept. Never needs memory.
     pub(crate) fn give(&mut self, granule: u64) {
+        self.give_in(self.kept(granule), granule);
+    }
+
+    /// The movable allocation that started at a granule is gone, and with it its place.
+    pub(crate) fn remove(&mut self, granule: u64) {
         let number = self.kept(granule);
         let (row, bit) = place(granule);
+        self.at_mut(number).bits[row] &= !bit;
+        self.give_in(number, granule);
+    }
+
+    fn give_in(&mut self, number: u32, granule: u64) {
         let sheet = self.at_mut(number);
-        sheet.bits[row] &= !bit;
         sheet.count -= 1;
         if sheet.count == 0 {
             self.index.remove(&(granule >> SHEET_SHIFT));

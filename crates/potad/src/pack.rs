@@ -7,6 +7,8 @@
 //! together like that). It stops after so many steps, and so is exact for the few things that stand in
 //! the way of a run mostly, and never takes long.
 
+use crate::error::Error;
+use crate::fallible::{Grow, collect, repeat};
 use crate::run::Wanted;
 
 /// Things beyond this number are not searched for: the search would not end in time.
@@ -29,28 +31,31 @@ struct Packing<'a> {
 
 /// Where each of `items` goes: `gaps`, first and last positions, are disjoint, and filled in their order. `None` if
 /// they do not fit, or `steps` ran out.
-pub(crate) fn pack(items: &[Wanted], gaps: &[(u64, u64)], steps: &mut u32) -> Option<Vec<u64>> {
-    if items.len() > ITEMS_MAX {
-        return None;
-    }
+pub(crate) fn pack(
+    items: &[Wanted],
+    gaps: &[(u64, u64)],
+    steps: &mut u32,
+) -> Result<Option<Vec<u64>>, Error> {
+    let Some(&(from, _)) = gaps.first().filter(|_| items.len() <= ITEMS_MAX) else {
+        return Ok(None);
+    };
     let mut classes: Vec<(Wanted, Vec<usize>)> = Vec::new();
     for (at, item) in items.iter().enumerate() {
         match classes.iter_mut().find(|(of, _)| (of.length, of.align) == (item.length, item.align))
         {
-            Some((_, members)) => members.push(at),
-            None => classes.push((*item, vec![at])),
+            Some((_, members)) => members.add(at)?,
+            None => classes.add((*item, collect(std::iter::once(at))?))?,
         }
     }
-    classes.sort_by_key(|(of, _)| std::cmp::Reverse((of.length, of.align)));
-    let mut room = vec![0; gaps.len() + 1];
+    classes.sort_unstable_by_key(|(of, _)| std::cmp::Reverse((of.length, of.align)));
+    let mut room = repeat(0, gaps.len() + 1)?;
     for (at, &(first, last)) in gaps.iter().enumerate().rev() {
         room[at] = room[at + 1] + (last - first) as u128 + 1;
     }
     let length = items.iter().map(|item| item.length as u128).sum();
-    let placed = vec![0; items.len()];
+    let placed = repeat(0, items.len())?;
     let mut packing = Packing { classes, gaps, room, length, placed, steps };
-    let from = gaps.first()?.0;
-    packing.fill(0, from).then_some(packing.placed)
+    Ok(packing.fill(0, from).then_some(packing.placed))
 }
 
 impl Packing<'_> {

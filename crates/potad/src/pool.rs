@@ -14,6 +14,7 @@
 //! before it has changed anything.
 
 use crate::error::Error;
+use crate::fallible::{collect, repeat};
 use crate::probe::Probe;
 
 /// One cache line of metadata.
@@ -86,16 +87,16 @@ impl<P: Probe> Rows<'_, P> {
 }
 
 impl<P: Probe> Pool<P> {
-    pub(crate) fn new(probe: P) -> Self {
-        Pool {
-            lines: vec![ZERO],
+    pub(crate) fn new(probe: P) -> Result<Self, Error> {
+        Ok(Pool {
+            lines: repeat(ZERO, 1)?,
             free_sections: NONE,
             free_uppers: NONE,
             sections_given: 0,
             uppers_given: 0,
             lines_expected: 0,
             probe,
-        }
+        })
     }
 
     /// Says how many lines the tree may need at most, so that growing can reserve them at once.
@@ -287,16 +288,14 @@ impl<P: Probe> Pool<P> {
     }
 
     /// Nodes given back and not handed out again, for the recount: (sections, upper nodes).
-    pub(crate) fn given_back(&self) -> (Vec<Node>, Vec<Node>) {
-        let walk = |mut node: Node| {
-            let mut nodes = Vec::new();
-            while node != NONE && nodes.len() <= self.lines.len() {
-                nodes.push(node);
-                node = self.lines[node as usize].0[0] as Node;
-            }
-            nodes
+    pub(crate) fn given_back(&self) -> Result<(Vec<Node>, Vec<Node>), Error> {
+        let next = |node: Node| (node != NONE).then_some(node);
+        let walk = |first: Node| {
+            let after = |&node: &Node| next(self.lines[node as usize].0[0] as Node);
+            // A list that has become a ring ends all the same.
+            collect(std::iter::successors(next(first), after).take(self.lines.len() + 1))
         };
-        (walk(self.free_sections), walk(self.free_uppers))
+        Ok((walk(self.free_sections)?, walk(self.free_uppers)?))
     }
 
     /// How many sections and upper nodes were given back.

@@ -5,7 +5,10 @@
 
 use std::ops::Range;
 
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+use crate::error::Error;
+use crate::fallible::{Grow, collect};
+
+#[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Ranges {
     /// Ascending; neither empty, overlapping nor adjoining.
     ranges: Vec<Range<u128>>,
@@ -47,7 +50,17 @@ impl Ranges {
             .is_some_and(|range| range.start <= within.start && range.end >= within.end)
     }
 
-    /// Adds a range, which may overlap what is there.
+    /// The same ranges once more.
+    pub(crate) fn copy(&self) -> Result<Ranges, Error> {
+        Ok(Ranges { ranges: collect(self.iter())? })
+    }
+
+    /// Makes sure that the next so many changes, each an `insert` or a `remove`, need no memory.
+    pub(crate) fn room(&mut self, changes: usize) -> Result<(), Error> {
+        self.ranges.room(changes)
+    }
+
+    /// Adds a range, which may overlap what is there. Room must have been made for it.
     pub(crate) fn insert(&mut self, range: Range<u128>) {
         let from = self.ranges.partition_point(|other| other.end < range.start);
         let to = self.ranges.partition_point(|other| other.start <= range.end);
@@ -57,7 +70,8 @@ impl Ranges {
         self.ranges.splice(from..to, [merged]);
     }
 
-    /// Takes a range away, whatever of it is there.
+    /// Takes a range away, as much of it as is there. Room must have been made for it: what loses its
+    /// middle becomes two.
     pub(crate) fn remove(&mut self, range: Range<u128>) {
         let from = self.index(range.start);
         let to = self.ranges.partition_point(|other| other.start < range.end);
@@ -66,8 +80,13 @@ impl Ranges {
         }
         let left = self.ranges[from].start..range.start;
         let right = range.end..self.ranges[to - 1].end;
-        let kept = [left, right].into_iter().filter(|rest| rest.start < rest.end);
-        self.ranges.splice(from..to, kept.collect::<Vec<_>>());
+        let kept = |rest: &Range<u128>| rest.start < rest.end;
+        match (kept(&left), kept(&right)) {
+            (true, true) => drop(self.ranges.splice(from..to, [left, right])),
+            (true, false) => drop(self.ranges.splice(from..to, [left])),
+            (false, true) => drop(self.ranges.splice(from..to, [right])),
+            (false, false) => drop(self.ranges.drain(from..to)),
+        }
     }
 }
 
@@ -89,6 +108,7 @@ mod tests {
         for _ in 0..5000 {
             let start = random(60);
             let range = start..start + random(12);
+            ranges.room(1).expect("memory for a range");
             if random(2) == 0 {
                 if !range.is_empty() {
                     ranges.insert(range.clone());

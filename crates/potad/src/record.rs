@@ -8,6 +8,10 @@
 
 use std::alloc::{Layout, alloc_zeroed, dealloc};
 use std::ptr::NonNull;
+use std::sync::atomic::{AtomicUsize, Ordering, fence};
+
+use crate::error::Error;
+use crate::fallible::no_memory;
 
 /// What every record is aligned to.
 pub(crate) const ALIGN: usize = 16;
@@ -15,42 +19,72 @@ pub(crate) const ALIGN: usize = 16;
 /// Bytes behind each record for the start of its allocation.
 const START: usize = size_of::<u64>();
 
-/// Records of one size, some of them in use, zero until they are written.
-pub struct Memory {
+/// Bytes before the first record, for the number of references to the piece. It is counted here and not
+/// by an `Arc`, which cannot be made where there may be no memory.
+const COUNT: usize = ALIGN;
+
+const _: () = assert!(size_of::<AtomicUsize>() <= COUNT && align_of::<AtomicUsize>() <= ALIGN);
+
+/// A reference to a piece of memory with records of one size, some of them in use, zero until they are
+/// written. The last reference frees it.
+pub(crate) struct Memory {
+    /// The first record; dangling if there are none.
     bytes: NonNull<u8>,
-    layout: Layout,
+    /// Bytes of all records: 0 for a reference to nothing.
+    size: usize,
     /// From one record to the next: the record, what aligns the next, and `START`.
     stride: usize,
     record: usize,
 }
 
-// SAFETY: a `Memory` is the address of bytes that it owns. All access through a shared reference is
-// to records, by pointers, and to starts, by the space that the caller has to itself.
+// SAFETY: a `Memory` is the address of bytes that all its clones own together. All access through a
+// shared reference is to records, by pointers, to starts, by the space that the caller has to itself,
+// and to the count, which is atomic.
 unsafe impl Send for Memory {}
 unsafe impl Sync for Memory {}
 
 impl Memory {
+    /// No memory, and no records.
+    pub(crate) const NONE: Memory =
+        Memory { bytes: NonNull::dangling(), size: 0, stride: 0, record: 0 };
+
     /// Bytes that a record of so many takes.
     pub(crate) fn stride(record: usize) -> usize {
         (record + START).next_multiple_of(ALIGN)
     }
 
-    /// Room for `count` records of so many bytes each; `None` if there is no memory for them.
-    pub(crate) fn new(record: usize, count: usize) -> Option<Self> {
+    /// Room for `count` records of so many bytes each, neither of them so many that it would not fit.
+    pub(crate) fn new(record: usize, count: usize) -> Result<Self, Error> {
         let stride = Memory::stride(record);
-        let layout = Layout::from_size_align(stride * count, ALIGN).ok()?;
-        // SAFETY: no layout here has no bytes, since a stride has some.
-        let bytes = NonNull::new(unsafe { alloc_zeroed(layout) })?;
-        Some(Memory { bytes, layout, stride, record })
+        let size = stride * count;
+        let layout = Memory::layout(size);
+        // SAFETY: the layout has at least the bytes of the count.
+        let piece = NonNull::new(unsafe { alloc_zeroed(layout) });
+        let piece = piece.ok_or_else(|| no_memory(layout.size()))?;
+        // SAFETY: the count lies at the start of the piece, and nobody else has it yet.
+        unsafe { piece.cast::<AtomicUsize>().write(AtomicUsize::new(1)) };
+        // SAFETY: within the piece.
+        let bytes = unsafe { piece.add(COUNT) };
+        Ok(Memory { bytes, size, stride, record })
+    }
+
+    fn layout(size: usize) -> Layout {
+        Layout::from_size_align(COUNT + size, ALIGN).expect("a chunk is small")
+    }
+
+    /// The number of references to the piece, which must not be [`Memory::NONE`].
+    fn count(&self) -> &AtomicUsize {
+        // SAFETY: it lies before the first record and lives as long as this reference.
+        unsafe { self.bytes.sub(COUNT).cast().as_ref() }
     }
 
     pub(crate) fn bytes(&self) -> usize {
-        self.layout.size()
+        if self.size == 0 { 0 } else { COUNT + self.size }
     }
 
     #[inline(always)]
     fn at(&self, slot: usize) -> *mut u8 {
-        assert!(slot * self.stride < self.layout.size());
+        assert!(slot * self.stride < self.size);
         // SAFETY: it lies in the piece.
         unsafe { self.bytes.as_ptr().add(slot * self.stride) }
     }
@@ -92,32 +126,53 @@ impl Memory {
         unsafe { self.at(slot).copy_from(from.at(from_slot), self.record) }
     }
 
-    /// The bytes of a record, as they are now.
-    pub(crate) fn read(&self, slot: usize) -> Vec<u8> {
-        let mut bytes = vec![0; self.record];
-        // SAFETY: the record's own bytes.
-        unsafe { bytes.as_mut_ptr().copy_from(self.at(slot), self.record) };
-        bytes
+    /// Appends the bytes of a record, as they are now, to a list with room for them.
+    pub(crate) fn read(&self, slot: usize, bytes: &mut Vec<u8>) {
+        assert!(bytes.capacity() - bytes.len() >= self.record);
+        // SAFETY: the record's own bytes, copied into the room behind those of the list.
+        unsafe {
+            bytes.as_mut_ptr().add(bytes.len()).copy_from(self.at(slot), self.record);
+            bytes.set_len(bytes.len() + self.record);
+        }
+    }
+
+    /// Bytes of each record.
+    pub(crate) fn record_size(&self) -> usize {
+        self.record
+    }
+}
+
+impl Clone for Memory {
+    fn clone(&self) -> Self {
+        if self.size != 0 {
+            self.count().fetch_add(1, Ordering::Relaxed);
+        }
+        let Memory { bytes, size, stride, record } = *self;
+        Memory { bytes, size, stride, record }
     }
 }
 
 impl Drop for Memory {
     fn drop(&mut self) {
-        // SAFETY: allocated with this layout.
-        unsafe { dealloc(self.bytes.as_ptr(), self.layout) }
+        // As in `Arc`: what others did with the bytes comes before they are freed.
+        if self.size != 0 && self.count().fetch_sub(1, Ordering::Release) == 1 {
+            fence(Ordering::Acquire);
+            // SAFETY: allocated with this layout, and this was the last reference.
+            unsafe { dealloc(self.bytes.sub(COUNT).as_ptr(), Memory::layout(self.size)) }
+        }
     }
 }
 
 /// A record that can be looked at and written in place. It keeps the bytes alive, and as long as it
 /// has not been given back to the space they belong to no other allocation.
 pub struct Record {
-    memory: std::sync::Arc<Memory>,
+    memory: Memory,
     slot: usize,
     pub(crate) id: u32,
 }
 
 impl Record {
-    pub(crate) fn new(memory: std::sync::Arc<Memory>, slot: usize, id: u32) -> Self {
+    pub(crate) fn new(memory: Memory, slot: usize, id: u32) -> Self {
         Record { memory, slot, id }
     }
 
@@ -130,7 +185,7 @@ impl Record {
 
     /// How many bytes it has.
     pub fn len(&self) -> usize {
-        self.memory.record
+        self.memory.record_size()
     }
 
     /// Whether it has none.

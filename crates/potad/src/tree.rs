@@ -117,7 +117,7 @@ impl<P: Probe> Tree<P> {
     /// short after so many rows: nothing at or beyond it will ever be asked for detail.
     pub(crate) fn new(top: u32, rows: Option<usize>, probe: P) -> Result<Self, Error> {
         debug_assert!((SECTION_LEVEL..=LEVEL_MAX).contains(&top));
-        let mut pool = Pool::new(probe);
+        let mut pool = Pool::new(probe)?;
         let root = match rows {
             Some(rows) => {
                 debug_assert!(top == SECTION_LEVEL);

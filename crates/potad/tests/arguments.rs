@@ -11,7 +11,11 @@ const END: u128 = 1 << 64;
 fn outside(space: &Space) -> String {
     let allocations: Vec<_> = space.allocations().collect();
     let amounts = (space.size(), space.used(), space.available(), space.len());
-    format!("{allocations:?} {amounts:?} {:?} {:?}", space.spans(), space.retired())
+    format!(
+        "{allocations:?} {amounts:?} {:?} {:?}",
+        space.spans().collect::<Vec<_>>(),
+        space.retired().collect::<Vec<_>>()
+    )
 }
 
 /// A space at 1 GiB with a block, a run and a retired granule; the addresses of the first two.
@@ -351,5 +355,5 @@ fn many_blocks_are_counted_whole() {
     // More than any list can hold, in a space that could give them.
     let mut space = Space::new(0, END, 1).unwrap();
     assert!(matches!(space.alloc_many(1, 1 << 61), Err(Error::Metadata { .. })));
-    assert_eq!(space.free_blocks(), [(END, 1)]);
+    assert_eq!(space.free_blocks().collect::<Vec<_>>(), [(END, 1)]);
 }

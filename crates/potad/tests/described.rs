@@ -150,7 +150,7 @@ impl Pair {
             },
             12..14 => {
                 // Looked at, and written through a second look.
-                let Some(record) = self.space.look(start) else {
+                let Some(record) = self.space.look(start).unwrap() else {
                     return assert_eq!(known.label.kind, None);
                 };
                 assert_eq!(bytes_of(&record), known.record);
@@ -198,15 +198,15 @@ impl Pair {
         for &(kind, _) in &self.kinds {
             let of_kind = self.live.iter().filter(|(_, known)| known.label.kind == Some(kind));
             let starts: Vec<u64> = of_kind.clone().map(|(&start, _)| start).collect();
-            let found = self.space.of_kind(kind);
+            let found = self.space.of_kind(kind).unwrap();
             assert_eq!(found.iter().map(|found| found.start).collect::<Vec<_>>(), starts);
             let records: Vec<u8> = of_kind.flat_map(|(_, known)| known.record.clone()).collect();
-            assert_eq!(self.space.read_records(starts.into_iter()), records);
+            assert_eq!(self.space.read_records(starts.into_iter()).unwrap(), records);
         }
         for owner in 1..4 {
             let of_owner = self.live.iter().filter(|(_, known)| known.label.owner == owner);
             let starts: Vec<u64> = of_owner.map(|(&start, _)| start).collect();
-            let found = self.space.of_owner(owner);
+            let found = self.space.of_owner(owner).unwrap();
             assert_eq!(found.iter().map(|found| found.start).collect::<Vec<_>>(), starts);
         }
     }
@@ -252,7 +252,7 @@ fn a_million_descriptors_of_five_kinds() {
         let start = space.alloc(1 << random.within(0..2)).expect("there is room");
         number += 1;
         space.describe(start, Label { kind: Some(kind), owner: 0 }, 1).expect("it has none");
-        let record = space.look(start).expect("it has a kind");
+        let record = space.look(start).unwrap().expect("it has a kind");
         if record.len() >= 8 {
             // SAFETY: the record's first bytes, which nothing else touches.
             unsafe { record.as_ptr().cast::<u64>().write(number) };
@@ -273,7 +273,7 @@ fn a_million_descriptors_of_five_kinds() {
     for &(start, kind, number) in &live {
         let found = space.lookup_described(start).expect("it is allocated");
         assert_eq!((found.start, found.label.kind), (start, Some(kind)));
-        let record = space.look(start).expect("it has a kind");
+        let record = space.look(start).unwrap().expect("it has a kind");
         if record.len() >= 8 {
             // SAFETY: as above.
             assert_eq!(unsafe { record.as_ptr().cast::<u64>().read() }, number);

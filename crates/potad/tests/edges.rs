@@ -17,7 +17,7 @@ fn is_out_of_space<T: std::fmt::Debug>(found: Result<T, Error>) {
 /// out is aligned and disjoint and is all there is.
 fn drain_and_fill(space: &mut Space) {
     space.check().unwrap();
-    let (before, size) = (space.free_blocks(), space.available());
+    let (before, size) = (space.free_blocks().collect::<Vec<_>>(), space.available());
     let mut taken = Vec::new();
     while space.available() > 0 {
         let largest = space.largest_free();
@@ -39,7 +39,7 @@ fn drain_and_fill(space: &mut Space) {
     for (block, size) in taken {
         assert_eq!(space.free(block), Ok(size));
     }
-    assert_eq!(space.free_blocks(), before);
+    assert_eq!(space.free_blocks().collect::<Vec<_>>(), before);
     space.check().unwrap();
 }
 
@@ -107,7 +107,12 @@ fn sizes_that_are_no_powers_of_two() {
                     let mut space = Space::new(base, size, granule).unwrap();
                     assert_eq!(space.available(), size);
                     assert_eq!(space.free_extents().collect::<Vec<_>>(), [(base, size)]);
-                    let whole = space.free_blocks().iter().map(|b| b.0 * b.1 as u128).sum::<u128>();
+                    let whole = space
+                        .free_blocks()
+                        .collect::<Vec<_>>()
+                        .iter()
+                        .map(|b| b.0 * b.1 as u128)
+                        .sum::<u128>();
                     assert_eq!(whole, size);
                     drain_and_fill(&mut space);
                     assert_eq!(space.alloc_run(size, 1, None, Fit::Aligned), Ok(base));
@@ -190,7 +195,7 @@ fn an_end_of_exactly_2_to_the_64() {
 fn all_2_to_the_64_addresses() {
     let mut space = Space::new(0, END, 1).unwrap();
     assert_eq!((space.size(), space.available(), space.largest_free()), (END, END, END));
-    assert_eq!(space.free_blocks(), [(END, 1)]);
+    assert_eq!(space.free_blocks().collect::<Vec<_>>(), [(END, 1)]);
     assert_eq!(space.unusable_free_index(END), Ok(0.0));
     drain_and_fill(&mut space);
 
@@ -210,7 +215,7 @@ fn all_2_to_the_64_addresses() {
     is_out_of_space(space.alloc(1));
     assert_eq!(space.free_range(1 << 63, 1 << 63), Ok(()));
     assert_eq!(space.free(0), Ok(1 << 63));
-    assert_eq!(space.free_blocks(), [(END, 1)]);
+    assert_eq!(space.free_blocks().collect::<Vec<_>>(), [(END, 1)]);
 
     for (size, left) in [(END - 1, u64::MAX), (END - 2, u64::MAX - 1)] {
         for fit in [Fit::Aligned, Fit::First] {
@@ -263,7 +268,11 @@ fn nothing_and_then_something() {
             (space.size(), space.used(), space.available(), space.largest_free()),
             (0, 0, 0, 0)
         );
-        assert!(space.is_empty() && space.spans().is_empty() && space.free_blocks().is_empty());
+        assert!(
+            space.is_empty()
+                && space.spans().collect::<Vec<_>>().is_empty()
+                && space.free_blocks().collect::<Vec<_>>().is_empty()
+        );
         assert_eq!(space.unusable_free_index(1), Ok(0.0));
         assert_eq!(space.base(), base);
         is_out_of_space(space.alloc(1));
@@ -294,7 +303,7 @@ fn spans_that_fill_whole_nodes() {
                     assert_eq!(space.available(), size / parts * (part + 1));
                     drain_and_fill(&mut space);
                 }
-                assert_eq!(space.free_blocks(), [(size, 1)]);
+                assert_eq!(space.free_blocks().collect::<Vec<_>>(), [(size, 1)]);
                 assert_eq!(space.alloc(size), Ok(base));
                 space.free(base).unwrap();
                 // The last granule by itself.
@@ -303,7 +312,7 @@ fn spans_that_fill_whole_nodes() {
                 drain_and_fill(&mut space);
                 space.add(last, 1).unwrap();
                 drain_and_fill(&mut space);
-                assert_eq!(space.free_blocks(), [(size, 1)]);
+                assert_eq!(space.free_blocks().collect::<Vec<_>>(), [(size, 1)]);
             }
         }
     }
@@ -337,7 +346,7 @@ fn spans_far_below_and_far_above() {
     spans.retain(|span| span.0 != 0 && span.0 != 4096);
     spans.push((0, 8192));
     spans.sort();
-    assert_eq!(space.spans(), spans);
+    assert_eq!(space.spans().collect::<Vec<_>>(), spans);
     space.free_many(&[block, run]).unwrap();
     drain_and_fill(&mut space);
 }
@@ -355,14 +364,14 @@ fn hundreds_of_spans() {
         size += granules * 512;
         assert_eq!((space.size(), space.available()), (size, size));
     }
-    assert_eq!(space.spans().len(), 400);
-    assert_eq!(space.free_extents().collect::<Vec<_>>(), space.spans());
+    assert_eq!(space.spans().collect::<Vec<_>>().len(), 400);
+    assert_eq!(space.free_extents().collect::<Vec<_>>(), space.spans().collect::<Vec<_>>());
     drain_and_fill(&mut space);
     // A block in each, then what is not in use goes.
     for &start in &starts {
         space.alloc_at(start, 512).unwrap();
     }
-    for (start, size) in space.spans() {
+    for (start, size) in space.spans().collect::<Vec<_>>() {
         is_out_of_space(space.remove(start, size));
         if size > 512 {
             space.remove(start + 512, size - 512).unwrap();
@@ -374,7 +383,7 @@ fn hundreds_of_spans() {
     for &start in &starts {
         space.remove(start, 512).unwrap();
     }
-    assert_eq!((space.size(), space.spans()), (0, vec![]));
+    assert_eq!((space.size(), space.spans().collect::<Vec<_>>()), (0, vec![]));
     space.check().unwrap();
 }
 
@@ -384,7 +393,7 @@ fn remove_everything_and_add_again() {
     let mut random = Random::new(13);
     let mut space = Space::new(0, 1 << 30, 4096).unwrap();
     for _ in 0..200 {
-        for (start, size) in space.spans() {
+        for (start, size) in space.spans().collect::<Vec<_>>() {
             // In two pieces, the second first.
             let half = size / 8192 * 4096;
             space.remove(start + half as u64, size - half).unwrap();
@@ -393,7 +402,7 @@ fn remove_everything_and_add_again() {
             }
         }
         assert_eq!((space.size(), space.available(), space.largest_free()), (0, 0, 0));
-        assert!(space.free_blocks().is_empty());
+        assert!(space.free_blocks().collect::<Vec<_>>().is_empty());
         is_out_of_space(space.alloc(1));
         let start = random.next() >> random.within(0..52) & !4095;
         let room = (END - start as u128) >> 12;

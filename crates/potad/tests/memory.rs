@@ -134,7 +134,7 @@ fn what_is_reserved_is_not_spent_by_a_call_that_fails() {
     assert!(matches!(refused, Err(Error::Metadata { .. })), "{refused:?}");
     limited(0, || space.free(block)).expect("it needs no memory");
     space.check().expect("freed");
-    assert_eq!(space.retired(), [(block + 77, 1 << 19)]);
+    assert_eq!(space.retired().collect::<Vec<_>>(), [(block + 77, 1 << 19)]);
 }
 
 /// To retire is remembered for each range once, however often it is asked for.

@@ -419,9 +419,9 @@ impl Pair {
         assert_eq!(space.allocations().map(|a| (a.start, a.size)).collect::<Vec<_>>(), live);
         assert_eq!(space.len(), live.len() as u64);
         let present = |i: usize| model.cells[i] != Cell::Missing;
-        assert_eq!(space.spans(), self.addressed(model.stretches(present)));
+        assert_eq!(space.spans().collect::<Vec<_>>(), self.addressed(model.stretches(present)));
         let retired = self.addressed(model.stretches(|i| present(i) && model.retired[i]));
-        assert_eq!(space.retired(), retired);
+        assert_eq!(space.retired().collect::<Vec<_>>(), retired);
     }
 
     fn compare_blocks(&mut self) {
@@ -435,7 +435,7 @@ impl Pair {
         let free = self.addressed(model.stretches(|i| model.cells[i] == Cell::Free));
         let sizes = [0, 1, 4, 9].map(|order| (order, self.units(1 << order)));
         let space = &mut self.space;
-        assert_eq!(space.free_blocks(), counts.into_iter().collect::<Vec<_>>());
+        assert_eq!(space.free_blocks().collect::<Vec<_>>(), counts.into_iter().collect::<Vec<_>>());
         assert_eq!(space.largest_free(), largest.unwrap_or(0));
         assert_eq!(space.free_extents().collect::<Vec<_>>(), free);
         for (order, size) in sizes {

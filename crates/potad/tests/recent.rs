@@ -28,7 +28,8 @@ fn it_is_free() {
     assert_eq!(space.allocations().count(), 38);
     let free: u128 = space.free_extents().map(|extent| extent.1).sum();
     assert_eq!(free, space.available());
-    let counted: u128 = space.free_blocks().iter().map(|b| b.0 * b.1 as u128).sum();
+    let counted: u128 =
+        space.free_blocks().collect::<Vec<_>>().iter().map(|b| b.0 * b.1 as u128).sum();
     assert_eq!(counted, free);
 }
 

@@ -63,11 +63,11 @@ fn out_of_service_until_restored(space: &mut Space, start: u64, size: u128) {
         Err(Error::OutOfSpace { .. })
     ));
     assert_eq!(space.lookup(start), None);
-    assert_eq!(space.retired(), [(start, size)]);
+    assert_eq!(space.retired().collect::<Vec<_>>(), [(start, size)]);
     assert_eq!(space.used() + space.available() + size, space.size());
     space.check().unwrap();
     space.restore(start, size).unwrap();
-    assert_eq!(space.retired(), []);
+    assert_eq!(space.retired().collect::<Vec<_>>(), []);
     assert_eq!(space.used() + space.available(), space.size());
     assert!(holds(&everything_handed_out(space), start, size), "{start:#x} is in service again");
     space.check().unwrap();
@@ -78,12 +78,12 @@ const SIZE: u128 = 4 << 20;
 #[test]
 fn inside_a_free_block() {
     let mut space = Space::new(0, SIZE, 4096).unwrap();
-    let blocks = space.free_blocks();
+    let blocks = space.free_blocks().collect::<Vec<_>>();
     for start in [0, 4096 * 37, (4 << 20) - 4096] {
         space.retire(start, 4096).unwrap();
         assert!(space.largest_free() <= SIZE / 2);
         out_of_service_until_restored(&mut space, start, 4096);
-        assert_eq!(space.free_blocks(), blocks);
+        assert_eq!(space.free_blocks().collect::<Vec<_>>(), blocks);
     }
 }
 
@@ -168,7 +168,7 @@ fn over_remove_and_add() {
     space.retire(40960, 8192).unwrap();
     space.remove(0, SIZE / 2).unwrap();
     assert_eq!((space.size(), space.available()), (SIZE / 2, SIZE / 2));
-    assert_eq!(space.retired(), []);
+    assert_eq!(space.retired().collect::<Vec<_>>(), []);
     assert!(matches!(space.restore(40960, 8192), Err(Error::Argument { name: "start", .. })));
     space.add(0, SIZE / 4).unwrap();
     space.add(SIZE as u64 / 4, SIZE / 4).unwrap();
@@ -220,7 +220,7 @@ fn while_blocks_come_and_go() {
     for (block, _) in live {
         space.free(block).unwrap();
     }
-    let bad: u128 = space.retired().iter().map(|range| range.1).sum();
+    let bad: u128 = space.retired().collect::<Vec<_>>().iter().map(|range| range.1).sum();
     assert_eq!(bad, retired.len() as u128);
     assert_eq!(space.available(), granules - bad);
     space.check().unwrap();

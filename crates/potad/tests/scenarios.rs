@@ -29,11 +29,11 @@ struct Figures {
 fn figures(space: &mut Space) -> Figures {
     space.check().expect("the recount agrees");
     Figures {
-        spans: space.spans(),
-        retired: space.retired(),
+        spans: space.spans().collect::<Vec<_>>(),
+        retired: space.retired().collect::<Vec<_>>(),
         allocations: space.allocations().map(|found| (found.start, found.size)).collect(),
         free: space.free_extents().collect(),
-        blocks: space.free_blocks(),
+        blocks: space.free_blocks().collect::<Vec<_>>(),
         amounts: [
             space.size(),
             space.used(),
@@ -86,7 +86,7 @@ fn pessimistic() {
         assert_eq!(refusal(space.alloc(2 << (order + 1))).0, Reason::Exhausted);
         blocks.push(space.alloc(1 << order).expect("half of what is left"));
         assert_eq!(space.largest_free(), 1 << order);
-        assert_eq!(space.free_blocks(), [(1 << order, 1)]);
+        assert_eq!(space.free_blocks().collect::<Vec<_>>(), [(1 << order, 1)]);
     }
     blocks.push(space.alloc(1).expect("the last granule"));
     assert_eq!(refusal(space.alloc(1)), (Reason::Exhausted, 0, 0));
@@ -115,7 +115,7 @@ fn pathological() {
     }
     assert_eq!(space.unusable_free_index(2), Ok(1.0));
     assert_eq!(space.unusable_free_index(1), Ok(0.0));
-    assert_eq!(space.free_blocks(), [(1, half as u64)]);
+    assert_eq!(space.free_blocks().collect::<Vec<_>>(), [(1, half as u64)]);
     even.sort();
     for at in even {
         space.free(at).unwrap();
@@ -265,7 +265,7 @@ fn spans_with_holes() {
     // A span that fills the hole joins its neighbours, and a run may go through all three.
     space.free_many(&singles).unwrap();
     space.add(1 << 20, 2 * MIB).unwrap();
-    assert_eq!(space.spans(), [(0, 4 * MIB), ((1 << 40) + 4096, 3 * MIB)]);
+    assert_eq!(space.spans().collect::<Vec<_>>(), [(0, 4 * MIB), ((1 << 40) + 4096, 3 * MIB)]);
     assert_eq!(space.alloc(4 * MIB), Ok(0));
     space.check().unwrap();
 }
@@ -334,7 +334,7 @@ fn alloc_many_undoes_what_it_allocated() {
     for order in [0, 2, 5, 6, 9, 12] {
         let (mut space, mut untouched, _) = twins();
         let size = 4096u128 << order;
-        let blocks = untouched.free_blocks();
+        let blocks = untouched.free_blocks().collect::<Vec<_>>();
         let possible: u128 =
             blocks.iter().filter(|b| b.0 >= size).map(|b| b.0 / size * b.1 as u128).sum();
         assert!(possible > 0);
@@ -356,7 +356,6 @@ fn alloc_scattered_undoes_what_it_allocated() {
     for min_block in [8 * KIB, 64 * KIB, MIB] {
         let usable = untouched
             .free_blocks()
-            .iter()
             .filter(|b| b.0 >= min_block)
             .map(|b| b.0 * b.1 as u128)
             .sum::<u128>();

@@ -244,9 +244,9 @@ impl Space {
             let Some(number) = state.known_kind(pointer) else {
                 return Ok((Vec::new(), Vec::new(), Vec::new()));
             };
-            let found = state.of_kind(number);
+            let found = state.of_kind(number)?;
             let owners: Vec<_> = found.iter().map(|d| state.objects(py, d.label).1).collect();
-            let bytes = state.read_records(found.iter().map(|described| described.start));
+            let bytes = state.read_records(found.iter().map(|described| described.start))?;
             Ok((found, owners, bytes))
         })?;
         let sizes = found.iter().map(|described| u64::try_from(described.size));
@@ -281,7 +281,7 @@ impl Space {
     fn owned_by(&self, py: Python<'_>, owner: &Bound<'_, PyAny>) -> PyResult<Vec<Descriptor>> {
         let pointer = owner.as_ptr() as usize;
         self.shared.attached(py, |state| {
-            let found = state.owned_by(pointer);
+            let found = state.owned_by(pointer)?;
             let descriptor = |found: Described| {
                 Descriptor::new(py, &self.shared, state, found.start, found.size)
             };
@@ -307,7 +307,7 @@ impl Space {
     /// total                     3  77,824  100.0%
     fn report<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
         let rows = self.shared.attached(py, |state| {
-            let tally = state.tally().into_iter();
+            let tally = state.tally()?.into_iter();
             Ok(tally
                 .map(|(label, count, size)| (state.objects(py, label), count, size))
                 .collect::<Vec<_>>())

@@ -98,7 +98,7 @@ impl Space {
     /// >>> potad.Space(1 << 20, base=4096).spans()
     /// [(4096, 1048576)]
     fn spans<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyList>> {
-        ranges(py, self.shared.long(py, |space| Ok(space.spans()))?)
+        ranges(py, self.shared.long(py, |space| Ok(space.spans().collect::<Vec<_>>()))?)
     }
 
     /// Takes granules out of service for good: at once where free, when freed where in use.
@@ -176,8 +176,9 @@ impl Space {
     /// >>> space.retired().tolist()
     /// [8192, 12288]
     fn retired<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyArray1<u64>>> {
-        let (ranges, granule) =
-            self.shared.long(py, |space| Ok((space.retired(), space.granule())))?;
+        let (ranges, granule) = self
+            .shared
+            .long(py, |space| Ok((space.retired().collect::<Vec<_>>(), space.granule())))?;
         let count: u128 = ranges.iter().map(|(_, size)| size / granule as u128).sum();
         let mut addresses = arrays::room(usize::try_from(count).unwrap_or(usize::MAX))?;
         py.detach(|| {
@@ -201,6 +202,6 @@ impl Space {
     /// >>> space.retired_ranges()
     /// [(8192, 8192)]
     fn retired_ranges<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyList>> {
-        ranges(py, self.shared.long(py, |space| Ok(space.retired()))?)
+        ranges(py, self.shared.long(py, |space| Ok(space.retired().collect::<Vec<_>>()))?)
     }
 }

@@ -436,7 +436,7 @@ fn described() {
         for at in all {
             let label = Label { kind: Some(kind), owner: 1 };
             space.describe(at, label, 1).expect("it has none");
-            let record = space.look(at).expect("it has a kind");
+            let record = space.look(at).unwrap().expect("it has a kind");
             // SAFETY: the record's own bytes, which nothing else touches: made resident.
             unsafe { record.as_ptr().write_bytes(1, record.len()) };
             space.look_away(record);

@@ -25,11 +25,12 @@
 mod moving;
 
 use std::collections::HashMap;
-use std::sync::Arc;
+use std::fmt::Arguments;
 
 pub(crate) use moving::{Mark, Moving};
 
 use crate::error::Error;
+use crate::fallible::{Grow, no_memory, repeat, room_in_table};
 use crate::loose::Loose;
 use crate::record::{Memory, Record};
 
@@ -45,7 +46,7 @@ const ODD: u8 = u8::MAX;
 /// Largest record.
 pub const RECORD_MAX: usize = 1 << 16;
 
-/// A kind of allocation that a space was told of. Only that space knows it.
+/// A kind of allocation that a space was told of. Only that space knows it, and until it is removed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Kind(pub(crate) u32);
 
@@ -53,7 +54,8 @@ impl Kind {
     /// What allocations are of that have an owner but no kind.
     pub(crate) const NONE: Kind = Kind(0);
 
-    /// Its number among the space's kinds, from 1 up in the order they were added.
+    /// Its number among the space's kinds, from 1 up in the order they were added; the numbers of kinds
+    /// that were removed are used first.
     pub fn index(self) -> usize {
         self.0 as usize
     }
@@ -72,6 +74,8 @@ pub struct Label {
 struct KindOf {
     record: usize,
     movable: bool,
+    /// Whether the space knows it; if not, its number is in `vacant_kinds`.
+    known: bool,
     chunks: usize,
     /// Chunks of this kind that have a slot free; with room for all of them, since freeing must not
     /// need memory.
@@ -87,7 +91,8 @@ struct Chunk {
     owners: [u32; SLOTS as usize],
     /// What moved allocations keep to, as exponents, in granules; or [`ODD`].
     aligns: [u8; SLOTS as usize],
-    memory: Arc<Memory>,
+    /// None while the chunk's number is in `vacant_chunks`.
+    memory: Memory,
 }
 
 /// How often a record is being looked at, and whether its allocation is gone.
@@ -100,6 +105,10 @@ struct Looks {
 pub(crate) struct Descriptors {
     kinds: Vec<KindOf>,
     chunks: Vec<Chunk>,
+    /// Numbers of kinds and chunks that are not in use, with room for all of them: to remove a kind must
+    /// not need memory.
+    vacant_kinds: Vec<u32>,
+    vacant_chunks: Vec<u32>,
     /// Ids plus 1, at the place that the start's hash says or as soon after it as was free; 0 where
     /// there is none. A power of two long.
     table: Vec<u32>,
@@ -111,8 +120,9 @@ pub(crate) struct Descriptors {
     /// Moves under way, by the first granule of the allocation: where its home starts, which tells a
     /// move from any other, and whether the allocation is still whole: what was cut is not moved.
     moving: HashMap<u64, (u64, bool)>,
-    /// Homes of moves that were begun and neither made nor given up.
-    kept_homes: u64,
+    /// Places in `loose` that are kept for moves: the home of each that was begun, and where the
+    /// allocation was of each that was made, until it is over.
+    kept_places: u64,
     /// What calls that move things know of allocations, by their first granules: it goes where they go,
     /// and with them. At most one mark for each call.
     marks: HashMap<u64, Vec<(u64, Mark)>>,
@@ -127,41 +137,75 @@ pub(crate) struct Descriptors {
     released: u32,
 }
 
-fn no_memory(bytes: usize) -> Error {
-    Error::Metadata { bytes }
-}
-
 impl Descriptors {
-    pub(crate) fn new() -> Self {
-        Descriptors {
-            kinds: vec![KindOf { record: 0, movable: false, chunks: 0, open: Vec::new() }],
+    pub(crate) fn new() -> Result<Self, Error> {
+        let mut descriptors = Descriptors {
+            kinds: Vec::new(),
             chunks: Vec::new(),
+            vacant_kinds: Vec::new(),
+            vacant_chunks: Vec::new(),
             table: Vec::new(),
             live: 0,
             pins: HashMap::new(),
             loose: Loose::default(),
             moving: HashMap::new(),
-            kept_homes: 0,
+            kept_places: 0,
             marks: HashMap::new(),
             odd_aligns: HashMap::new(),
             looks: HashMap::new(),
             owners: Vec::new(),
             released: 0,
-        }
+        };
+        let none = descriptors.add_kind(0, false)?;
+        debug_assert_eq!(none, Kind::NONE);
+        Ok(descriptors)
     }
 
     /// Makes a new kind known, with records of so many bytes.
     pub(crate) fn add_kind(&mut self, record: usize, movable: bool) -> Result<Kind, Error> {
         if record > RECORD_MAX {
-            return Err(Error::argument("record", record, format!("at most {RECORD_MAX} bytes")));
+            let expected = format_args!("at most {RECORD_MAX} bytes");
+            return Err(Error::argument("record", record, expected));
         }
-        let kind = Kind(self.kinds.len() as u32);
-        self.kinds.push(KindOf { record, movable, chunks: 0, open: Vec::new() });
-        Ok(kind)
+        let kind = KindOf { record, movable, known: true, chunks: 0, open: Vec::new() };
+        if let Some(number) = self.vacant_kinds.pop() {
+            self.kinds[number as usize] = kind;
+            return Ok(Kind(number));
+        }
+        let number = self.kinds.len();
+        if number >= u32::MAX as usize {
+            return Err(Error::argument("kind", number, "one of fewer than 2^32"));
+        }
+        self.vacant_kinds.room(number + 1)?;
+        self.kinds.add(kind)?;
+        Ok(Kind(number as u32))
+    }
+
+    /// Forgets a kind and gives back its memory, unless an allocation is of it, a record of it is looked
+    /// at, or the owner of such an allocation that was freed has not been asked for: whether it did.
+    /// Never needs memory.
+    pub(crate) fn remove_kind(&mut self, kind: Kind) -> bool {
+        if kind == Kind::NONE || !self.knows(kind) {
+            return false;
+        }
+        let of = &mut self.kinds[kind.0 as usize];
+        let unused = |&number: &u32| self.chunks[number as usize].free == u64::MAX;
+        if of.open.len() != of.chunks || !of.open.iter().all(unused) {
+            return false;
+        }
+        for number in std::mem::take(&mut of.open) {
+            let chunk = &mut self.chunks[number as usize];
+            // To nobody does it look as if it had a slot.
+            (chunk.kind, chunk.free, chunk.memory) = (Kind::NONE, 0, Memory::NONE);
+            self.vacant_chunks.push(number);
+        }
+        (of.chunks, of.known) = (0, false);
+        self.vacant_kinds.push(kind.0);
+        true
     }
 
     pub(crate) fn knows(&self, kind: Kind) -> bool {
-        (kind.0 as usize) < self.kinds.len()
+        self.kinds.get(kind.0 as usize).is_some_and(|of| of.known)
     }
 
     // ---- slots -----------------------------------------------------------------------------
@@ -198,18 +242,25 @@ impl Descriptors {
     #[cold]
     fn new_chunk(&mut self, kind: Kind) -> Result<u32, Error> {
         let of = &mut self.kinds[kind.0 as usize];
-        let number = self.chunks.len();
-        let bytes = Memory::stride(of.record) * SLOTS as usize;
-        let room = self.chunks.try_reserve(1).is_ok()
-            && of.open.try_reserve(of.chunks + 1 - of.open.len()).is_ok();
-        let memory = Memory::new(of.record, SLOTS as usize);
-        let (true, Some(memory), true) = (room, memory, number < (u32::MAX / SLOTS) as usize)
-        else {
-            return Err(no_memory(bytes));
+        of.open.room(of.chunks + 1 - of.open.len())?;
+        let number = match self.vacant_chunks.last() {
+            Some(&number) => number as usize,
+            None => {
+                self.chunks.room(1)?;
+                self.vacant_chunks.room(self.chunks.len() + 1)?;
+                self.chunks.len()
+            }
         };
+        if number >= (u32::MAX / SLOTS) as usize {
+            return Err(no_memory(number * size_of::<Chunk>()));
+        }
+        let memory = Memory::new(of.record, SLOTS as usize)?;
         let (owners, aligns) = ([0; SLOTS as usize], [0; SLOTS as usize]);
-        let (movable, memory) = (of.movable, Arc::new(memory));
-        self.chunks.push(Chunk { kind, movable, free: u64::MAX, owners, aligns, memory });
+        let chunk = Chunk { kind, movable: of.movable, free: u64::MAX, owners, aligns, memory };
+        match self.vacant_chunks.pop() {
+            Some(_) => self.chunks[number] = chunk,
+            None => self.chunks.push(chunk),
+        }
         of.open.push(number as u32);
         of.chunks += 1;
         Ok(number as u32)
@@ -291,11 +342,7 @@ impl Descriptors {
         while needed > len / 8 * 7 {
             len *= 2;
         }
-        let mut table = Vec::new();
-        if table.try_reserve_exact(len).is_err() {
-            return Err(no_memory(len * size_of::<u32>()));
-        }
-        table.resize(len, 0);
+        let table = repeat(0, len)?;
         let old = std::mem::replace(&mut self.table, table);
         for id in old.into_iter().filter(|&entry| entry != 0) {
             self.insert(id - 1, self.start(id - 1));
@@ -337,8 +384,8 @@ impl Descriptors {
     #[inline(never)]
     fn add_movable(&mut self, start: u64, label: Label, align: u128) -> Result<u32, Error> {
         let odd = !align.is_power_of_two();
-        if odd && self.odd_aligns.try_reserve(1).is_err() {
-            return Err(no_memory(size_of::<(u64, u128)>()));
+        if odd {
+            room_in_table(&mut self.odd_aligns, 1)?;
         }
         self.loose.keep(start)?;
         let id = match self.add_fixed(start, label) {
@@ -356,6 +403,23 @@ impl Descriptors {
             align.trailing_zeros() as u8
         };
         Ok(id)
+    }
+
+    /// Makes sure that the next descriptor, for an allocation that starts anywhere, needs no memory.
+    pub(crate) fn room(&mut self, label: Label, align: u128) -> Result<(), Error> {
+        let kind = label.kind.unwrap_or(Kind::NONE);
+        if self.kinds[kind.0 as usize].movable {
+            self.loose.room(1)?;
+            if !align.is_power_of_two() {
+                room_in_table(&mut self.odd_aligns, 1)?;
+            }
+        }
+        self.ensure_table(1)?;
+        self.ensure_owner(label.owner)?;
+        if self.kinds[kind.0 as usize].open.is_empty() {
+            self.new_chunk(kind)?;
+        }
+        Ok(())
     }
 
     /// The same, but for what is there for moving.
@@ -384,10 +448,7 @@ impl Descriptors {
     #[cold]
     fn grow_owners(&mut self, owner: usize) -> Result<(), Error> {
         if owner >= self.owners.len() {
-            let more = owner + 1 - self.owners.len();
-            if self.owners.try_reserve(more).is_err() {
-                return Err(no_memory(more * size_of::<u64>()));
-            }
+            self.owners.room(owner + 1 - self.owners.len())?;
             self.owners.resize(owner + 1, 0);
         }
         Ok(())
@@ -427,7 +488,7 @@ impl Descriptors {
     /// The movable allocation of a descriptor is gone from a granule.
     #[inline(never)]
     fn unloose(&mut self, start: u64, id: u32) {
-        self.loose.give(start);
+        self.loose.remove(start);
         if !self.moving.is_empty() {
             self.moving.remove(&start);
         }
@@ -489,19 +550,30 @@ impl Descriptors {
         self.start(id)
     }
 
-    /// The bytes of a record as they are now.
-    pub(crate) fn read(&self, id: u32) -> Vec<u8> {
+    /// Appends the bytes of a record as they are now.
+    pub(crate) fn read(&self, id: u32, bytes: &mut Vec<u8>) -> Result<(), Error> {
         let (chunk, slot) = self.chunk(id);
-        chunk.memory.read(slot)
+        bytes.room(chunk.memory.record_size())?;
+        chunk.memory.read(slot, bytes);
+        Ok(())
     }
 
     // ---- looking at records ----------------------------------------------------------------
 
     /// The record of a live descriptor, to be looked at in place; to be given back by `look_away`.
-    pub(crate) fn look(&mut self, id: u32) -> Record {
-        self.looks.entry(id).or_default().count += 1;
+    pub(crate) fn look(&mut self, id: u32) -> Result<Record, Error> {
+        room_in_table(&mut self.looks, 1)?;
+        let looks = self.looks.entry(id).or_default();
+        let Some(count) = looks.count.checked_add(1) else {
+            return Err(Error::argument(
+                "record",
+                id,
+                "one that is looked at fewer than 2^32 times",
+            ));
+        };
+        looks.count = count;
         let (chunk, slot) = self.chunk(id);
-        Record::new(chunk.memory.clone(), slot, id)
+        Ok(Record::new(chunk.memory.clone(), slot, id))
     }
 
     pub(crate) fn look_away(&mut self, record: Record) {
@@ -529,7 +601,7 @@ impl Descriptors {
 
     /// Makes sure that so many more allocations can be pinned.
     pub(crate) fn ensure_pins(&mut self, more: usize) -> Result<(), Error> {
-        self.pins.try_reserve(more).map_err(|_| no_memory(more * 16))
+        room_in_table(&mut self.pins, more)
     }
 
     /// Pins the allocation that starts at a granule once more. Room must have been ensured, and the
@@ -560,6 +632,7 @@ impl Descriptors {
     pub(crate) fn bytes(&self) -> usize {
         let chunks = self.chunks.iter().map(|chunk| size_of::<Chunk>() + chunk.memory.bytes());
         chunks.sum::<usize>()
+            + self.kinds.len() * size_of::<KindOf>()
             + self.table.len() * 4
             + self.owners.len() * 8
             + self.pins.len() * 16
@@ -572,48 +645,69 @@ impl Descriptors {
 
     /// Recounts what is kept here; `is_start` says whether an allocation starts at a granule.
     pub(crate) fn check(&self, is_start: impl Fn(u64) -> bool) -> Result<(), Error> {
-        let corrupt = |what: String| Err(Error::Corrupt { what });
-        let mut used: Vec<u64> = vec![0; self.chunks.len()];
+        let corrupt = |what: Arguments<'_>| Err(Error::corrupt(what));
+        let mut used = repeat(0u64, self.chunks.len())?;
         let mut count = 0;
         for id in self.ids(None) {
             let start = self.start(id);
             if !is_start(start) {
-                return corrupt(format!("descriptor {id}: nothing starts at granule {start}"));
+                return corrupt(format_args!("descriptor {id}: nothing starts at granule {start}"));
             }
             if self.id(start) != Some(id) {
-                return corrupt(format!("descriptor {id} of granule {start} is not found"));
+                return corrupt(format_args!("descriptor {id} of granule {start} is not found"));
             }
             count += 1;
         }
         if count != self.live {
-            return corrupt(format!("{} descriptors, recounted {count}", self.live));
+            return corrupt(format_args!("{} descriptors, recounted {count}", self.live));
         }
         self.check_moving()?;
-        let mut owners = vec![0; self.owners.len()];
+        let mut owners = repeat(0, self.owners.len())?;
         for id in self.ids(None).chain(self.released_ids()) {
             used[(id / SLOTS) as usize] |= 1 << (id % SLOTS);
             let owner = self.label(id).owner;
             owners[owner as usize] += (owner != 0) as u64;
         }
         if owners != self.owners {
-            return corrupt(format!("owners' descriptors {:?}, recounted {owners:?}", self.owners));
+            return corrupt(format_args!(
+                "owners' descriptors {:?}, recounted {owners:?}",
+                self.owners
+            ));
         }
         for (&id, looks) in &self.looks {
             let bit = 1 << (id % SLOTS);
             if looks.count == 0 || (used[(id / SLOTS) as usize] & bit == 0) != looks.freed {
-                return corrupt(format!("descriptor {id} is looked at, and freed or not"));
+                return corrupt(format_args!("descriptor {id} is looked at, and freed or not"));
             }
             used[(id / SLOTS) as usize] |= bit;
         }
+        let mut vacant = 0;
         for (number, chunk) in self.chunks.iter().enumerate() {
+            if chunk.memory.bytes() == 0 {
+                if used[number] != 0 || chunk.free != 0 {
+                    return corrupt(format_args!("chunk {number} is vacant, and used"));
+                }
+                vacant += 1;
+                continue;
+            }
             let open = self.kinds[chunk.kind.0 as usize].open.contains(&(number as u32));
             if chunk.free != !used[number] || open != (chunk.free != 0) {
-                return corrupt(format!("chunk {number} has slots {:#x} free", chunk.free));
+                return corrupt(format_args!("chunk {number} has slots {:#x} free", chunk.free));
             }
+        }
+        let unknown = self.kinds.iter().filter(|of| !of.known).count();
+        if (unknown, vacant) != (self.vacant_kinds.len(), self.vacant_chunks.len()) {
+            return corrupt(format_args!(
+                "{} kinds and {} chunks are vacant, recounted {unknown} and {vacant}",
+                self.vacant_kinds.len(),
+                self.vacant_chunks.len()
+            ));
         }
         for (&start, &pins) in &self.pins {
             if pins == 0 || !is_start(start) {
-                return corrupt(format!("{pins} pins at granule {start}, where nothing starts"));
+                return corrupt(format_args!(
+                    "{pins} pins at granule {start}, where nothing starts"
+                ));
             }
         }
         Ok(())

@@ -6,9 +6,15 @@
 //! there in the end is known to be the allocation that was there in the beginning. What is kept free
 //! meanwhile, as a new home or in the window that is being emptied, is *held*: allocated, without a
 //! descriptor, and pinned [`HELD`] times, so that nobody frees it.
+//!
+//! To take a move back must not need memory, as it is done when there is none. So what a descriptor has
+//! at its old place is kept until all moves of the relocation are over.
 
-use super::{Descriptors, HELD, ODD, SLOTS, no_memory};
+use std::fmt::Arguments;
+
+use super::{Descriptors, HELD, ODD, SLOTS};
 use crate::error::Error;
+use crate::fallible::{Grow, room_in_table};
 
 /// What a call that moves things knows of an allocation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -69,17 +75,31 @@ impl Descriptors {
         }
     }
 
-    /// Makes sure that so many more moves can be under way, and so many more things held.
-    pub(crate) fn ensure_moves(&mut self, moves: usize, holds: usize) -> Result<(), Error> {
-        self.moving.try_reserve(moves).map_err(|_| no_memory(moves * 16))?;
-        self.ensure_pins(holds)
+    /// Makes sure that so many more things can be held, and that moves of the allocations that start at
+    /// `olds` can be under way, be made, and be taken back.
+    pub(crate) fn ensure_moves(
+        &mut self,
+        olds: impl ExactSizeIterator<Item = u64> + Clone,
+        holds: usize,
+    ) -> Result<(), Error> {
+        room_in_table(&mut self.moving, olds.len())?;
+        self.ensure_pins(holds)?;
+        if !self.odd_aligns.is_empty() {
+            let odd = olds.clone().filter(|old| self.odd_aligns.contains_key(old)).count();
+            room_in_table(&mut self.odd_aligns, 2 * odd)?;
+        }
+        if !self.marks.is_empty() {
+            let marked = olds.filter(|old| self.marks.contains_key(old)).count();
+            room_in_table(&mut self.marks, 2 * marked)?;
+        }
+        Ok(())
     }
 
     /// Begins a move of the loose allocation that starts at `from`; its home starts at `to`, and is
     /// held already. Room for the move must have been ensured.
     pub(crate) fn begin_move(&mut self, from: u64, to: u64) -> Result<(), Error> {
         self.loose.keep(to)?;
-        self.kept_homes += 1;
+        self.kept_places += 1;
         self.moving.insert(from, (to, true));
         self.loose.set(from, false);
         Ok(())
@@ -87,12 +107,17 @@ impl Descriptors {
 
     /// Gives a move up; what there is of the allocation stays where it is.
     pub(crate) fn give_up_move(&mut self, from: u64, to: u64) {
-        self.loose.give(to);
-        self.kept_homes -= 1;
+        self.give_place(to);
         if self.moving(from, to) != Moving::Gone {
             self.moving.remove(&from);
             self.note_loose(from);
         }
+    }
+
+    /// Gives back the place that was kept at a granule for a move which is over.
+    pub(crate) fn give_place(&mut self, granule: u64) {
+        self.loose.give(granule);
+        self.kept_places -= 1;
     }
 
     /// How a move stands.
@@ -116,19 +141,40 @@ impl Descriptors {
         }
     }
 
-    /// Makes a move that is ready: the descriptor is that of the allocation at `to` from now on. Never
-    /// needs memory.
+    /// Makes sure that one move can be made, and the allocation then be marked if it is to be.
+    pub(crate) fn ensure_made(&mut self, from: u64, marked: bool) -> Result<(), Error> {
+        if self.odd_aligns.contains_key(&from) {
+            room_in_table(&mut self.odd_aligns, 1)?;
+        }
+        if self.marks.contains_key(&from) {
+            room_in_table(&mut self.marks, 1)?;
+        }
+        if marked { self.ensure_mark(from) } else { Ok(()) }
+    }
+
+    /// Makes a move that is ready: the descriptor is that of the allocation at `to` from now on. A place
+    /// stays kept at `from`. Room must have been ensured.
     pub(crate) fn make_move(&mut self, from: u64, to: u64) {
+        self.moving.remove(&from);
+        self.carry(from, to);
+    }
+
+    /// Takes back a move that was just made; the place that was kept at `to` is given back. The room that
+    /// was ensured for the move is enough for this as well.
+    pub(crate) fn take_back(&mut self, from: u64, to: u64) {
+        self.carry(to, from);
+        self.give_place(to);
+    }
+
+    /// Takes the descriptor of the loose allocation at a granule to another, where a place is kept.
+    fn carry(&mut self, from: u64, to: u64) {
         let at = self.find(from).expect("what is moved has a descriptor");
         let id = self.take_out(at);
-        let odd = self.odd_aligns.remove(&from);
-        self.moving.remove(&from);
-        self.kept_homes -= 1;
-        self.loose.give(from);
+        self.loose.set(from, false);
         let (chunk, slot) = self.chunk(id);
         chunk.memory.set_start(slot, to);
         self.insert(id, to);
-        if let Some(align) = odd {
+        if let Some(align) = self.odd_aligns.remove(&from) {
             self.odd_aligns.insert(to, align);
         }
         if let Some(marks) = self.marks.remove(&from) {
@@ -139,8 +185,8 @@ impl Descriptors {
 
     /// Makes sure that the allocation that starts at a granule can be marked.
     pub(crate) fn ensure_mark(&mut self, start: u64) -> Result<(), Error> {
-        self.marks.try_reserve(1).map_err(|_| no_memory(32))?;
-        self.marks.entry(start).or_default().try_reserve(1).map_err(|_| no_memory(16))
+        room_in_table(&mut self.marks, 1)?;
+        self.marks.entry(start).or_default().room(1)
     }
 
     /// Marks the allocation that starts at a granule for a call, in place of what that had marked it as.
@@ -183,37 +229,36 @@ impl Descriptors {
 
     /// Recounts what is there for moving.
     pub(super) fn check_moving(&self) -> Result<(), Error> {
-        let corrupt = |what: String| Err(Error::Corrupt { what });
+        let corrupt = |what: Arguments<'_>| Err(Error::corrupt(what));
         let (mut loose, mut odd) = (0, 0);
         let movable = self.ids(None).filter(|&id| self.is_movable(id)).map(|id| self.start(id));
         let mut count = 0;
         for start in movable {
             let expected = !self.pins.contains_key(&start) && !self.moving.contains_key(&start);
             if self.loose.get(start) != expected {
-                return corrupt(format!("granule {start}: loose is not {expected}"));
+                return corrupt(format_args!("granule {start}: loose is not {expected}"));
             }
             let Some(align) = self.align(start) else {
-                return corrupt(format!("granule {start}: its alignment is not known"));
+                return corrupt(format_args!("granule {start}: its alignment is not known"));
             };
             loose += expected as u64;
             odd += !align.is_power_of_two() as usize;
             count += 1;
         }
-        // Each move under way keeps a place where its home is.
-        let moves = self.kept_homes;
-        if (loose, count + moves) != self.loose.counts() || odd != self.odd_aligns.len() {
-            return corrupt(format!(
-                "{loose} loose of {count} movable with {moves} moves, {odd} aligned oddly; \
-                 kept {:?} and {}",
+        if (loose, count + self.kept_places) != self.loose.counts() || odd != self.odd_aligns.len()
+        {
+            return corrupt(format_args!(
+                "{loose} loose of {count} movable and {} places, {odd} aligned oddly; kept {:?} and {}",
+                self.kept_places,
                 self.loose.counts(),
                 self.odd_aligns.len()
             ));
         }
         if let Some(start) = self.marks.keys().find(|&&start| !self.is_movable_at(start)) {
-            return corrupt(format!("granule {start} is marked, but nothing movable"));
+            return corrupt(format_args!("granule {start} is marked, but nothing movable"));
         }
         match self.moving.keys().find(|&&start| !self.is_movable_at(start)) {
-            Some(start) => corrupt(format!("granule {start} is moving, but nothing movable")),
+            Some(start) => corrupt(format_args!("granule {start} is moving, but nothing movable")),
             None => Ok(()),
         }
     }

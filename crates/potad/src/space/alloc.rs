@@ -2,6 +2,7 @@
 
 use super::{ADDRESS_END, Space, Window};
 use crate::error::{Error, Reason};
+use crate::fallible::{Grow, text};
 use crate::probe::Probe;
 use crate::run::{Fit, Wanted};
 use crate::word::low_bits;
@@ -91,7 +92,7 @@ impl<P: Probe> Space<P> {
         let detail = if block == size {
             String::new()
         } else {
-            format!("a power of two of at least that: {block}; a run need not be one")
+            text(format_args!("a power of two of at least that: {block}; a run need not be one"))
         };
         self.no_room(size, detail)
     }
@@ -197,13 +198,15 @@ impl<P: Probe> Space<P> {
     pub fn alloc_at(&mut self, address: u64, size: u128) -> Result<u64, Error> {
         let range = self.range("address", address, size)?;
         if !self.spans.covers(range.clone()) {
-            return Err(self.occupied(size, format!("{address:#x} is not all in the space")));
+            return Err(
+                self.occupied(size, text(format_args!("{address:#x} is not all in the space")))
+            );
         }
         self.tree.settle();
         let (first, last) = self.positions(&range);
         if let Some(taken) = self.tree.next_occupied(first).filter(|&taken| taken <= last) {
             let taken = self.address(taken);
-            return Err(self.occupied(size, format!("{taken:#x} is not free")));
+            return Err(self.occupied(size, text(format_args!("{taken:#x} is not free"))));
         }
         self.tree.ensure_detail(2)?;
         self.tree.occupy(first, last);
@@ -232,29 +235,32 @@ impl<P: Probe> Space<P> {
             }
             _ => return Err(self.no_room(size, String::new())),
         };
-        let mut blocks: Vec<(u64, u32)> = Vec::new();
+        let mut blocks: Vec<(u64, u128)> = Vec::new();
         let mut order = left.ilog2();
         while left > 0 {
             order = order.min(left.ilog2());
             let block = window.and_then(|window| self.block_within(order, window));
             let made = match block {
-                Some(position) => self.tree.ensure_detail(1).map(|()| {
-                    self.tree.take_block(position, order);
-                    blocks.push((position, order));
-                    left -= 1 << order;
-                }),
+                Some(position) => {
+                    blocks.room(1).and_then(|()| self.tree.ensure_detail(1)).map(|()| {
+                        self.tree.take_block(position, order);
+                        blocks.push((self.address(position), self.units(1 << order)));
+                        left -= 1 << order;
+                    })
+                }
                 None if order > smallest => {
                     order -= 1;
                     Ok(())
                 }
                 None => {
-                    let detail = format!("in blocks of at least {}", self.units(1 << smallest));
-                    Err(self.no_room(size, detail))
+                    let least = self.units(1 << smallest);
+                    Err(self.no_room(size, text(format_args!("in blocks of at least {least}"))))
                 }
             };
             if let Err(error) = made {
-                for &(position, order) in &blocks {
-                    self.tree.vacate(position, position + low_bits(order));
+                for (start, size) in blocks {
+                    let (first, last) = self.stretch_at(start, size);
+                    self.tree.vacate(first, last);
                 }
                 // The figures are those of before the call again.
                 return Err(match error {
@@ -263,10 +269,7 @@ impl<P: Probe> Space<P> {
                 });
             }
         }
-        Ok(blocks
-            .into_iter()
-            .map(|(position, order)| (self.address(position), self.units(1 << order)))
-            .collect())
+        Ok(blocks)
     }
 
     /// `count` blocks of at least `size` each, or none: their addresses. Parts of rows are used up
@@ -279,16 +282,14 @@ impl<P: Probe> Space<P> {
             let rounded = size.checked_next_multiple_of(1 << space.shift).unwrap_or(size);
             space.no_room(
                 rounded.saturating_mul(count as u128),
-                format!("{count} blocks of {block}"),
+                text(format_args!("{count} blocks of {block}")),
             )
         };
         if total > self.available() {
             return Err(refuse(self));
         }
         let mut positions = Vec::new();
-        if positions.try_reserve_exact(count).is_err() {
-            return Err(Error::Metadata { bytes: count.saturating_mul(size_of::<u64>()) });
-        }
+        positions.room(count)?;
         let done = self.tree.alloc_blocks(order, count, &mut positions);
         if !matches!(done, Ok(true)) {
             for &position in &positions {

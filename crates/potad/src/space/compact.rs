@@ -11,6 +11,7 @@ use super::draft::Draft;
 use super::relocate::{Call, Move, Relocation};
 use super::{Space, Window};
 use crate::error::Error;
+use crate::fallible::{Grow, no_memory};
 use crate::pack;
 use crate::probe::Probe;
 use crate::run::Wanted;
@@ -63,7 +64,7 @@ impl<P: Probe> Space<P> {
         mut moved: impl FnMut(&Move),
     ) -> Result<usize, Error> {
         let mut relocation = self.begin_compaction(size, count, within, budget, Call::NONE)?;
-        self.make_moves(&mut relocation)?;
+        self.make_moves(&mut relocation, |_| ())?;
         let blocks = self.finish_compaction(&mut relocation);
         relocation.moves().iter().for_each(&mut moved);
         Ok(blocks)
@@ -78,8 +79,27 @@ impl<P: Probe> Space<P> {
         budget: u128,
     ) -> Result<(usize, Vec<Move>), Error> {
         let mut relocation = self.begin_compaction(size, count, within, budget, Call::NONE)?;
+        let blocks = self.count_as_if_made(&relocation);
         self.give_up(&mut relocation);
-        Ok((relocation.blocks(), relocation.moves().to_vec()))
+        Ok((blocks, relocation.into_moves()))
+    }
+
+    /// How many of the wanted blocks there would be if the moves of a relocation were made: what an
+    /// emptied window leaves free beside it counts too.
+    fn count_as_if_made(&mut self, relocation: &Relocation) -> usize {
+        let olds = relocation.moves().iter().map(|it| (it.old, it.size));
+        let left = || olds.clone().chain(relocation.holds().iter().copied());
+        for (start, size) in left() {
+            let (first, last) = self.stretch_at(start, size);
+            self.tree.vacate(first, last);
+        }
+        let blocks = self.count_wanted(relocation);
+        // The same allocations as before need the same metadata, which is there.
+        for (start, size) in left() {
+            let (first, last) = self.stretch_at(start, size);
+            self.tree.occupy(first, last);
+        }
+        blocks
     }
 
     /// Begins to make free blocks: chooses windows, and holds them and the new homes. What was refused in
@@ -154,6 +174,7 @@ impl<P: Probe> Space<P> {
             && let Some((first, some)) = self.free_from_on(wanted, from, count - blocks)
         {
             let last = first + ((some - 1) * wanted.length + (wanted.length - 1));
+            drafted.room(1)?;
             self.tree.ensure_detail(2)?;
             self.tree.occupy(first, last);
             drafted.push((first, last));
@@ -180,25 +201,43 @@ impl<P: Probe> Space<P> {
     /// The next wanted blocks in a row that are free, from a position on: where they start and how many
     /// they are, at most so many.
     fn free_from_on(&self, wanted: &Wanted, from: Option<u64>, most: u64) -> Option<(u64, u64)> {
-        let mut from = from.filter(|&from| from <= wanted.last)?;
+        let mut from = from;
         loop {
-            let (first, last) = match self.tree.state(from) {
-                State::Free => (from, self.tree.free_to(from)),
-                _ => self.next_free(wanted, Some(from)).filter(|it| it.0 <= wanted.last)?,
+            let at = from.filter(|&at| at <= wanted.last)?;
+            let (first, last) = match self.tree.state(at) {
+                State::Free => (at, self.tree.free_to(at)),
+                _ => self.next_free(wanted, at).filter(|it| it.0 <= wanted.last)?,
             };
-            let last = last.min(wanted.last);
+            let mut last = last.min(wanted.last);
+            // What was vacated on trial may be retired in part.
+            if let Some(retired) = self.first_retired((first, last)) {
+                if retired.0 == first {
+                    from = retired.1.checked_add(1);
+                    continue;
+                }
+                last = retired.0 - 1;
+            }
             if let Some(start) = wanted.start(first, last, wanted.align) {
                 let blocks = ((last - start) as u128 + 1) / wanted.length as u128;
                 return Some((start, blocks.min(most as u128) as u64));
             }
-            from = last.checked_add(1)?;
+            from = last.checked_add(1);
         }
     }
 
     /// The next free stretch from a position on that has a block of the length.
-    fn next_free(&self, wanted: &Wanted, from: Option<u64>) -> Option<(u64, u64)> {
-        let (first, _) = self.tree.next_block(u128::MAX << wanted.length.ilog2(), from?)?;
+    fn next_free(&self, wanted: &Wanted, from: u64) -> Option<(u64, u64)> {
+        let (first, _) = self.tree.next_block(u128::MAX << wanted.length.ilog2(), from)?;
         Some((first, self.tree.free_to(first)))
+    }
+
+    /// The first stretch that is retired of those between two positions.
+    fn first_retired(&self, (first, last): (u64, u64)) -> Option<(u64, u64)> {
+        if self.retired.is_empty() {
+            return None;
+        }
+        let retired = self.retired.overlap(self.absolute((first, last))).next()?;
+        Some(self.positions(&retired))
     }
 
     /// Drafts as many windows as are wanted, cheapest first, and no more than may be moved.
@@ -219,19 +258,18 @@ impl<P: Probe> Space<P> {
             let available = self.available() >> self.shift;
             let left = u64::try_from(limit - drafted.cost).unwrap_or(u64::MAX);
             let terms = Terms { available, after, every: true, limit: left, count: missing };
-            let candidates = self.cheapest(wanted, window, call, terms);
+            let candidates = self.cheapest(wanted, window, call, terms)?;
             tries -= candidates.len();
             after = candidates.last().copied();
-            let all = candidates.len() == missing;
             let mut left = limit - drafted.cost;
-            let affordable = candidates.into_iter().take_while(|candidate| {
+            let afforded = candidates.iter().take_while(|candidate| {
                 let afforded = candidate.cost as u128 <= left;
                 left = left.saturating_sub(candidate.cost as u128);
                 afforded
             });
-            let affordable: Vec<Candidate> = affordable.collect();
-            let more = all && affordable.len() == missing;
-            self.draft_chosen(wanted, &affordable, drafted)?;
+            let affordable = &candidates[..afforded.count()];
+            let more = affordable.len() == missing;
+            self.draft_chosen(wanted, affordable, drafted)?;
             if !more {
                 break;
             }
@@ -246,8 +284,9 @@ impl<P: Probe> Space<P> {
         chosen: &[Candidate],
         drafted: &mut Drafted,
     ) -> Result<(), Error> {
+        let mut held = Vec::new();
+        held.room(chosen.len())?;
         // All are held before the first home is found.
-        let mut held = Vec::with_capacity(chosen.len());
         let mut done = Ok(());
         for candidate in chosen {
             let window = (candidate.start, candidate.start + (wanted.length - 1));
@@ -263,18 +302,18 @@ impl<P: Probe> Space<P> {
                 break;
             }
         }
-        for (window, mut victims, holds) in held {
+        for (window, mut victims, mut holds) in held {
             // What lies across two windows has its home already.
             victims.retain(|victim| !drafted.olds.contains(&victim.0));
             let found = match done {
-                Ok(()) => self.draft_homes(&victims, &mut drafted.homes, &mut drafted.steps),
+                Ok(()) => self.draft_left(&victims, holds.len(), drafted),
                 Err(_) => Ok(false),
             };
             if let Ok(true) = found {
                 drafted.cost += victims.iter().map(|it| (it.1 - it.0) as u128 + 1).sum::<u128>();
                 drafted.olds.extend(victims.iter().map(|victim| victim.0));
                 drafted.windows.push(window);
-                drafted.holds.extend(holds);
+                drafted.holds.append(&mut holds);
             } else {
                 self.undo_draft(holds.into_iter());
                 done = done.and(found.map(drop));
@@ -283,9 +322,28 @@ impl<P: Probe> Space<P> {
         done
     }
 
+    /// Finds homes for what is in one more window, and makes room to note it, with so many holds.
+    fn draft_left(
+        &mut self,
+        victims: &[(u64, u64)],
+        holds: usize,
+        drafted: &mut Drafted,
+    ) -> Result<bool, Error> {
+        drafted.windows.room(1)?;
+        drafted.holds.room(holds)?;
+        let olds = drafted.olds.try_reserve(victims.len());
+        olds.map_err(|_| no_memory(victims.len() * size_of::<u64>()))?;
+        self.draft_homes(victims, &mut drafted.homes, &mut drafted.steps)
+    }
+
     /// Ends a compaction: how many free blocks there are now of those that were wanted.
     pub fn finish_compaction(&mut self, relocation: &mut Relocation) -> usize {
         self.give_up(relocation);
+        self.count_wanted(relocation)
+    }
+
+    /// How many blocks are free now of those that a relocation is to make.
+    fn count_wanted(&mut self, relocation: &Relocation) -> usize {
         match &relocation.wanted {
             Some(Blocks { count: 0, free, .. }) => *free,
             Some(Blocks { wanted, count, .. }) => {

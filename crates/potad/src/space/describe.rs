@@ -8,6 +8,7 @@ use std::collections::HashMap;
 use super::{ADDRESS_END, Space, Window};
 use crate::descriptor::{Descriptors, HELD, Kind, Label};
 use crate::error::Error;
+use crate::fallible::{Grow, collect, room_in_table};
 use crate::probe::Probe;
 use crate::record::Record;
 use crate::word::low_bits;
@@ -31,11 +32,24 @@ impl<P: Probe> Space<P> {
     /// Makes a kind known whose allocations have records of so many bytes, 0 to 65,536, and may be moved
     /// or not.
     pub fn add_kind(&mut self, record: usize, movable: bool) -> Result<Kind, Error> {
-        self.descriptors_mut().add_kind(record, movable)
+        self.descriptors_mut()?.add_kind(record, movable)
     }
 
-    pub(super) fn descriptors_mut(&mut self) -> &mut Descriptors {
-        self.descriptors.get_or_insert_with(|| Box::new(Descriptors::new()))
+    /// Forgets a kind, and gives back what is kept for it. Where it is still needed, nothing is changed,
+    /// and the answer is `false`: if an allocation is of the kind, a record of it is looked at, or the
+    /// owner of one that was freed is still to be given by [`Space::take_released`].
+    ///
+    /// The next kind that is added may have the same number. Never needs memory; takes time in proportion
+    /// to the allocations of the kind that there were at once.
+    pub fn remove_kind(&mut self, kind: Kind) -> bool {
+        self.descriptors.as_mut().is_some_and(|descriptors| descriptors.remove_kind(kind))
+    }
+
+    pub(super) fn descriptors_mut(&mut self) -> Result<&mut Descriptors, Error> {
+        match &mut self.descriptors {
+            Some(descriptors) => Ok(descriptors),
+            none => Ok(none.insert(Descriptors::new()?)),
+        }
     }
 
     /// Absolute granule of an address of the space.
@@ -89,11 +103,23 @@ impl<P: Probe> Space<P> {
             return Err(Error::Busy { address, pins: HELD });
         }
         let start = self.granule_at(address);
-        if self.descriptors_mut().id(start).is_some() {
+        let align = self.align_in_granules(align);
+        let descriptors = self.descriptors_mut()?;
+        if descriptors.id(start).is_some() {
             return Err(Error::argument("address", address, "that of an allocation without any"));
         }
+        descriptors.add(start, label, || align).map(drop)
+    }
+
+    /// Makes sure that the next [`Space::describe`], or the next block with a descriptor, needs no memory
+    /// for that: for callers who cannot undo what they do before.
+    pub fn make_room_to_describe(&mut self, label: Label, align: u128) -> Result<(), Error> {
+        self.must_know(label)?;
+        if label == Label::default() {
+            return Ok(());
+        }
         let align = self.align_in_granules(align);
-        self.descriptors_mut().add(start, label, || align).map(drop)
+        self.descriptors_mut()?.room(label, align)
     }
 
     /// The same of a block of at least `size`, which keeps to its own size.
@@ -101,7 +127,7 @@ impl<P: Probe> Space<P> {
     fn add_block_descriptor(&mut self, start: u64, label: Label, size: u128) -> Result<(), Error> {
         let shift = self.shift;
         let align = || (((size - 1) >> shift) + 1).next_power_of_two();
-        self.descriptors_mut().add(start, label, align).map(drop)
+        self.descriptors_mut()?.add(start, label, align).map(drop)
     }
 
     /// Whether an allocation starts at `address`; otherwise what there is.
@@ -148,65 +174,72 @@ impl<P: Probe> Space<P> {
     }
 
     /// All live allocations of a kind, ascending by start.
-    pub fn of_kind(&self, kind: Kind) -> Vec<Described> {
+    pub fn of_kind(&self, kind: Kind) -> Result<Vec<Described>, Error> {
         self.all_described(|descriptors, id| descriptors.label(id).kind == Some(kind))
     }
 
     /// All live allocations of an owner, ascending by start.
-    pub fn of_owner(&self, owner: u32) -> Vec<Described> {
+    pub fn of_owner(&self, owner: u32) -> Result<Vec<Described>, Error> {
         self.of_owners(|it| it == owner)
     }
 
     /// All live allocations of some owners, ascending by start.
-    pub fn of_owners(&self, wanted: impl Fn(u32) -> bool) -> Vec<Described> {
+    pub fn of_owners(&self, wanted: impl Fn(u32) -> bool) -> Result<Vec<Described>, Error> {
         self.all_described(|descriptors, id| wanted(descriptors.label(id).owner))
     }
 
     /// How many live allocations there are of each kind and owner, and how much they come to, most
     /// first. Takes time in proportion to the allocations.
-    pub fn tally(&self) -> Vec<(Label, u64, u128)> {
+    pub fn tally(&self) -> Result<Vec<(Label, u64, u128)>, Error> {
         let mut sums: HashMap<Label, (u64, u128)> = HashMap::new();
         for found in self.allocations() {
+            room_in_table(&mut sums, 1)?;
             let sum = sums.entry(self.described(found.start, found.size).label).or_default();
             sum.0 += 1;
             sum.1 += found.size;
         }
-        let mut tally: Vec<_> =
-            sums.into_iter().map(|(label, (count, size))| (label, count, size)).collect();
+        let mut tally =
+            collect(sums.into_iter().map(|(label, (count, size))| (label, count, size)))?;
         tally.sort_unstable_by_key(|&(label, count, size)| {
             (std::cmp::Reverse((size, count)), label.kind.map_or(0, Kind::index), label.owner)
         });
-        tally
+        Ok(tally)
     }
 
-    fn all_described(&self, wanted: impl Fn(&Descriptors, u32) -> bool) -> Vec<Described> {
-        let Some(descriptors) = &self.descriptors else { return Vec::new() };
+    fn all_described(
+        &self,
+        wanted: impl Fn(&Descriptors, u32) -> bool,
+    ) -> Result<Vec<Described>, Error> {
+        let Some(descriptors) = &self.descriptors else { return Ok(Vec::new()) };
         let ids = descriptors.ids(None).filter(|&id| wanted(descriptors, id));
-        let mut starts: Vec<u64> = ids.map(|id| descriptors.start_of(id)).collect();
+        let mut starts = collect(ids.map(|id| descriptors.start_of(id)))?;
         starts.sort_unstable();
         let lookup = |granule: u64| self.lookup_described(granule << self.shift);
-        starts
-            .into_iter()
-            .map(|start| lookup(start).expect("descriptors are of allocations"))
-            .collect()
+        collect(
+            starts.into_iter().map(|start| lookup(start).expect("descriptors are of allocations")),
+        )
     }
 
     /// The bytes of the records of some allocations as they are now, one after the other; all must be
     /// starts of allocations of one kind.
-    pub fn read_records(&self, starts: impl Iterator<Item = u64>) -> Vec<u8> {
-        let Some(descriptors) = &self.descriptors else { return Vec::new() };
-        let ids = starts.filter_map(|start| descriptors.id(self.granule_at(start)));
-        ids.flat_map(|id| descriptors.read(id)).collect()
+    pub fn read_records(&self, starts: impl Iterator<Item = u64>) -> Result<Vec<u8>, Error> {
+        let mut bytes = Vec::new();
+        let Some(descriptors) = &self.descriptors else { return Ok(bytes) };
+        let mut ids = starts.filter_map(|start| descriptors.id(self.granule_at(start)));
+        ids.try_for_each(|id| descriptors.read(id, &mut bytes))?;
+        Ok(bytes)
     }
 
     /// The record of the allocation that starts at `address`, to be looked at and written in place,
     /// if it has one. To be given back by [`Space::look_away`]: until then its bytes belong to no
     /// other allocation, also when this one is freed.
-    pub fn look(&mut self, address: u64) -> Option<Record> {
+    pub fn look(&mut self, address: u64) -> Result<Option<Record>, Error> {
         let granule = self.granule_at(address);
-        let descriptors = self.descriptors.as_mut()?;
-        let id = descriptors.id(granule)?;
-        descriptors.label(id).kind.map(|_| descriptors.look(id))
+        let Some(descriptors) = &mut self.descriptors else { return Ok(None) };
+        match descriptors.id(granule) {
+            Some(id) if descriptors.label(id).kind.is_some() => descriptors.look(id).map(Some),
+            _ => Ok(None),
+        }
     }
 
     /// Gives back a record that was looked at.
@@ -248,15 +281,11 @@ impl<P: Probe> Space<P> {
             return Err(Error::Busy { address: found.start, pins: HELD });
         }
         if self.pins(found.start) == 0 {
-            let address = format!("{:#x}", found.start);
-            return Err(Error::Argument {
-                name: "address",
-                value: address,
-                expected: "in an allocation that is pinned".into(),
-            });
+            let address = format_args!("{:#x}", found.start);
+            return Err(Error::argument("address", address, "in an allocation that is pinned"));
         }
         let granule = self.granule_at(found.start);
-        Ok(self.descriptors_mut().unpin(granule))
+        Ok(self.descriptors_mut()?.unpin(granule))
     }
 
     /// Pins every allocation that a range touches, or none: their starts, ascending. Not all of the
@@ -264,14 +293,13 @@ impl<P: Probe> Space<P> {
     pub fn pin_range(&mut self, start: u64, size: u128) -> Result<Vec<u64>, Error> {
         let range = self.range("start", start, size)?;
         let end = range.end << self.shift;
-        let mut starts: Vec<u64> =
-            self.lookup(start).map(|found| found.start).into_iter().collect();
+        let mut starts = collect(self.lookup(start).map(|found| found.start).into_iter())?;
         let mut from = Some(start);
         while let Some(found) = from.and_then(|from| self.next_allocation(from))
             && (found.start as u128) < end
         {
             if starts.last() != Some(&found.start) {
-                starts.push(found.start);
+                starts.add(found.start)?;
             }
             from = u64::try_from(found.start as u128 + found.size).ok();
         }
@@ -288,7 +316,7 @@ impl<P: Probe> Space<P> {
             return Err(Error::Busy { address: most, pins: self.pins(most) });
         }
         let shift = self.shift;
-        let descriptors = self.descriptors_mut();
+        let descriptors = self.descriptors_mut()?;
         descriptors.ensure_pins(starts.len())?;
         for start in starts {
             descriptors.pin(start >> shift);

@@ -8,8 +8,12 @@
 //! finds homes for blocks whenever there are any; for runs of other lengths a search comes after it
 //! ([`pack`](crate::pack)).
 
+use std::cmp::Reverse;
+use std::ops::Range;
+
 use super::Space;
 use crate::error::Error;
+use crate::fallible::{Grow, collect};
 use crate::pack::{self, pack};
 use crate::probe::Probe;
 use crate::run::{Fit, Wanted};
@@ -44,13 +48,10 @@ impl<P: Probe> Space<P> {
         holds: &mut Vec<Stretch>,
     ) -> Result<Vec<Stretch>, Error> {
         let (first, last) = window;
-        let range = self.origin as u128 + first as u128..self.origin as u128 + last as u128 + 1;
-        let (mut free, mut victims) = (Vec::new(), Vec::new());
-        for (first, last, state) in self.parts(&range) {
-            match state {
-                State::Free => free.push((first, last)),
-                State::Used { .. } => victims.push((first, last)),
-                State::Absent => {}
+        let mut victims = Vec::new();
+        for (first, last, state) in self.parts(&self.absolute(window)) {
+            if let State::Used { .. } = state {
+                victims.add((first, last))?;
             }
         }
         // The outermost may reach beyond the window.
@@ -60,12 +61,21 @@ impl<P: Probe> Space<P> {
         if let Some(victim) = victims.last_mut() {
             victim.1 = self.tree.last(victim.1);
         }
-        for (first, last) in free {
+        let mut from = Some(first);
+        while let Some(free) = from.and_then(|from| self.next_part((from, last), State::Free)) {
+            holds.room(1)?;
             self.tree.ensure_detail(2)?;
-            self.tree.occupy(first, last);
-            holds.push((first, last));
+            self.tree.occupy(free.0, free.1);
+            holds.push(free);
+            from = free.1.checked_add(1);
         }
         Ok(victims)
+    }
+
+    /// A stretch of positions in absolute granules.
+    pub(super) fn absolute(&self, (first, last): Stretch) -> Range<u128> {
+        let origin = self.origin as u128;
+        origin + first as u128..origin + last as u128 + 1
     }
 
     /// Frees what was drafted.
@@ -84,8 +94,9 @@ impl<P: Probe> Space<P> {
         steps: &mut u32,
     ) -> Result<bool, Error> {
         let mut victims: Vec<Victim> =
-            victims.iter().map(|&old| (old, self.home_of(old))).collect();
-        victims.sort_by_key(|(_, home)| std::cmp::Reverse((home.length, home.align)));
+            collect(victims.iter().map(|&old| (old, self.home_of(old))))?;
+        victims.sort_unstable_by_key(|(old, home)| (Reverse((home.length, home.align)), old.0));
+        drafts.room(victims.len())?;
         let before = drafts.len();
         for (old, home) in &victims {
             let found = self.draft_home(home);
@@ -93,8 +104,7 @@ impl<P: Probe> Space<P> {
                 drafts.push(Draft { old: *old, new });
                 continue;
             }
-            let undone: Vec<Draft> = drafts.drain(before..).collect();
-            self.undo_draft(undone.iter().map(Draft::home));
+            self.undo_draft(drafts.drain(before..).map(|draft| draft.home()));
             found?;
             return self.pack_homes(&victims, drafts, steps);
         }
@@ -136,16 +146,15 @@ impl<P: Probe> Space<P> {
         }
         self.tree.settle();
         let shortest = victims.last().map_or(1, |(_, home)| home.length);
-        let mut gaps = self.free_stretches(shortest, *steps as usize);
+        let mut gaps = self.free_stretches(shortest, *steps as usize)?;
         *steps = steps.saturating_sub(gaps.len() as u32 + 1);
-        gaps.sort_by_key(|&(first, last)| (last - first, first));
-        let items: Vec<Wanted> = victims.iter().map(|(_, home)| *home).collect();
-        let Some(placed) = pack(&items, &gaps, steps) else { return Ok(false) };
+        gaps.sort_unstable_by_key(|&(first, last)| (last - first, first));
+        let items: Vec<Wanted> = collect(victims.iter().map(|(_, home)| *home))?;
+        let Some(placed) = pack(&items, &gaps, steps)? else { return Ok(false) };
         let before = drafts.len();
         for ((old, _), new) in victims.iter().zip(placed) {
             if let Err(error) = self.tree.ensure_detail(2) {
-                let undone: Vec<Draft> = drafts.drain(before..).collect();
-                self.undo_draft(undone.iter().map(Draft::home));
+                self.undo_draft(drafts.drain(before..).map(|draft| draft.home()));
                 return Err(error);
             }
             let draft = Draft { old: *old, new };
@@ -157,7 +166,7 @@ impl<P: Probe> Space<P> {
     }
 
     /// The maximal free stretches of at least so many granules, the lowest if they are more than `most`.
-    fn free_stretches(&self, shortest: u64, most: usize) -> Vec<Stretch> {
+    fn free_stretches(&self, shortest: u64, most: usize) -> Result<Vec<Stretch>, Error> {
         let mut stretches = Vec::new();
         // A stretch of so many has a block of about half of that in it.
         let orders = u128::MAX << (shortest.saturating_add(1).ilog2() - 1);
@@ -167,11 +176,11 @@ impl<P: Probe> Space<P> {
         {
             let (first, last) = (self.tree.free_from(first), self.tree.free_to(first));
             if last - first >= shortest - 1 {
-                stretches.push((first, last));
+                stretches.add((first, last))?;
             }
             from = last.checked_add(1);
         }
-        stretches
+        Ok(stretches)
     }
 
     /// Exponent of the alignment that a piece keeps to which is cut from an allocation, and starts at an
@@ -193,25 +202,21 @@ impl<P: Probe> Space<P> {
     }
 }
 
-/// The stretches of `first..=last` that lie in none of `barriers`, ranges of absolute granules.
+/// The stretches of `first..=last` that lie in none of `barriers`, ascending ranges of absolute granules.
 pub(super) fn between(
     (first, last): Stretch,
     origin: u64,
-    barriers: impl Iterator<Item = std::ops::Range<u128>>,
-) -> Vec<Stretch> {
-    let mut stretches = Vec::new();
+    barriers: impl Iterator<Item = Range<u128>>,
+) -> impl Iterator<Item = Stretch> {
+    let (origin, last) = (origin as u128, last as u128);
+    let position = move |granule: u128| granule.saturating_sub(origin);
+    // Behind the last position another barrier, so that each stretch ends at one.
+    let end = std::iter::once((last + 1, u128::MAX));
+    let barriers = barriers.map(move |range| (position(range.start), position(range.end)));
     let mut from = first as u128;
-    for barrier in barriers {
-        let start = barrier.start.saturating_sub(origin as u128);
-        let end = barrier.end.saturating_sub(origin as u128);
-        if start > from {
-            stretches.push((from as u64, (start - 1).min(last as u128) as u64));
-        }
+    barriers.chain(end).filter_map(move |(start, end)| {
+        let stretch = (from, start.min(last + 1));
         from = from.max(end);
-        if from > last as u128 {
-            return stretches;
-        }
-    }
-    stretches.push((from as u64, last));
-    stretches
+        (stretch.0 < stretch.1).then(|| (stretch.0 as u64, (stretch.1 - 1) as u64))
+    })
 }

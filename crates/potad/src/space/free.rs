@@ -2,6 +2,7 @@
 
 use super::Space;
 use crate::error::Error;
+use crate::fallible::Grow;
 use crate::many::Freed;
 use crate::probe::Probe;
 use crate::tree::State;
@@ -59,9 +60,7 @@ impl<P: Probe> Space<P> {
             self.free_ascending(addresses, &mut freed)
         } else {
             let mut sorted = Vec::new();
-            if sorted.try_reserve_exact(addresses.len()).is_err() {
-                return Err(Error::Metadata { bytes: size_of_val(addresses) });
-            }
+            sorted.room(addresses.len())?;
             sorted.extend_from_slice(addresses);
             sorted.sort_unstable();
             self.free_ascending(&sorted, &mut freed)
@@ -121,10 +120,7 @@ impl<P: Probe> Space<P> {
                 heads |= bit;
                 count += 1;
             }
-            if freed.try_reserve(count).is_err() {
-                let bytes = (freed.len() + count) * size_of::<Freed>();
-                return Err(Error::Metadata { bytes });
-            }
+            freed.room(count)?;
             if let Some(row) = self.tree.free_together(first & !low_bits(ROW_ORDERS), heads) {
                 freed.push(row);
             } else {
@@ -209,7 +205,7 @@ impl<P: Probe> Space<P> {
         };
         if size == 0 || size >= whole.size || size & low_bits(self.shift) as u128 != 0 {
             let granule = self.granule();
-            let expected = format!(
+            let expected = format_args!(
                 "a multiple of the granule {granule} between 0 and the allocation's size {}",
                 whole.size
             );

@@ -71,7 +71,7 @@ pub struct Space<P: Probe = NoProbe> {
     /// Granules in spans that are retired and not in an allocation.
     pub(crate) absent: u128,
     /// Kinds, owners, records and pins; none until the space is told of the first.
-    descriptors: Option<Box<Descriptors>>,
+    descriptors: Option<Descriptors>,
     /// Calls that move things, so far: see [`Call`].
     calls: u64,
 }
@@ -96,7 +96,7 @@ impl<P: Probe> Space<P> {
         }
         let shift = granule.trailing_zeros();
         if base & (granule - 1) != 0 {
-            let expected = format!("a multiple of the granule {granule}");
+            let expected = format_args!("a multiple of the granule {granule}");
             return Err(Error::argument("base", base, expected));
         }
         let span = Self::granules_of("size", base, size, shift)?;
@@ -129,12 +129,12 @@ impl<P: Probe> Space<P> {
     ) -> Result<Range<u128>, Error> {
         let granule = 1u128 << shift;
         if size & (granule - 1) != 0 {
-            let expected = format!("a multiple of the granule {granule}");
+            let expected = format_args!("a multiple of the granule {granule}");
             return Err(Error::argument(name, size, expected));
         }
         let end = start as u128 + size.min(ADDRESS_END + 1);
         if end > ADDRESS_END {
-            let expected = format!(
+            let expected = format_args!(
                 "at most {}, so that the range ends at or before 2^64",
                 ADDRESS_END - start as u128
             );
@@ -226,7 +226,7 @@ impl<P: Probe> Space<P> {
         size: u128,
     ) -> Result<Range<u128>, Error> {
         if start & low_bits(self.shift) != 0 {
-            let expected = format!("a multiple of the granule {}", self.granule());
+            let expected = format_args!("a multiple of the granule {}", self.granule());
             return Err(Error::argument(start_name, start, expected));
         }
         if size == 0 {
@@ -239,12 +239,9 @@ impl<P: Probe> Space<P> {
     fn window(&self, within: Window) -> Result<Option<(u64, u64)>, Error> {
         let Some((low, high)) = within else { return Ok(Some((0, self.last))) };
         if low as u128 > high || high > ADDRESS_END {
-            let value = format!("({low}, {high})");
-            return Err(Error::Argument {
-                name: "within",
-                value,
-                expected: "(low, high) with low <= high <= 2^64".into(),
-            });
+            let value = format_args!("({low}, {high})");
+            let expected = "(low, high) with low <= high <= 2^64";
+            return Err(Error::argument("within", value, expected));
         }
         let first = (low as u128).div_ceil(1 << self.shift).max(self.origin as u128);
         let end = (high >> self.shift).min(self.origin as u128 + self.last as u128 + 1);
@@ -260,9 +257,8 @@ impl<P: Probe> Space<P> {
     }
 
     /// What of the space is out of service or will be, in absolute granules.
-    pub(crate) fn retired_ranges(&self) -> Vec<Range<u128>> {
-        let spans = self.spans.iter();
-        spans.flat_map(|span| self.retired.overlap(span).collect::<Vec<_>>()).collect()
+    pub(crate) fn retired_ranges(&self) -> impl Iterator<Item = Range<u128>> + '_ {
+        self.spans.iter().flat_map(|span| self.retired.overlap(span))
     }
 
     /// Address units in all spans.
@@ -297,13 +293,10 @@ impl<P: Probe> Space<P> {
     }
 
     /// Sizes of maximal free blocks and how many there are of each, ascending.
-    pub fn free_blocks(&mut self) -> Vec<(u128, u64)> {
-        let counts = self.count_blocks();
-        (0u32..)
-            .zip(counts)
-            .filter(|&(_, count)| count != 0)
-            .map(|(order, count)| (self.units(1 << order), count))
-            .collect()
+    pub fn free_blocks(&mut self) -> impl Iterator<Item = (u128, u64)> + use<P> {
+        let (counts, shift) = (self.count_blocks(), self.shift);
+        let counts = (0u32..).zip(counts).filter(|&(_, count)| count != 0);
+        counts.map(move |(order, count)| (1 << (order + shift), count))
     }
 
     fn count_blocks(&mut self) -> [u64; 65] {
@@ -340,13 +333,13 @@ impl<P: Probe> Space<P> {
     }
 
     /// The spans, ascending: start and size.
-    pub fn spans(&self) -> Vec<(u64, u128)> {
-        self.spans.iter().map(|span| self.range_of(span)).collect()
+    pub fn spans(&self) -> impl Iterator<Item = (u64, u128)> + '_ {
+        self.spans.iter().map(|span| self.range_of(span))
     }
 
     /// What is out of service or will be when freed, ascending: start and size.
-    pub fn retired(&self) -> Vec<(u64, u128)> {
-        self.retired_ranges().into_iter().map(|range| self.range_of(range)).collect()
+    pub fn retired(&self) -> impl Iterator<Item = (u64, u128)> + '_ {
+        self.retired_ranges().map(|range| self.range_of(range))
     }
 
     fn range_of(&self, granules: Range<u128>) -> (u64, u128) {

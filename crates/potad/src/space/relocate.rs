@@ -18,16 +18,19 @@
 //! is so full, or so cut up, that more would take long and find nothing as a rule.
 
 use std::collections::HashMap;
+use std::ops::Range;
 
 use super::compact::Blocks;
 use super::draft::{Draft, between};
 use super::{Described, Space, Window};
 use crate::descriptor::{Descriptors, Label, Mark, Moving};
 use crate::error::Error;
+use crate::fallible::{Grow, collect, repeat, room_in_table, text};
 use crate::loose::Loose;
 use crate::pack;
 use crate::probe::Probe;
 use crate::run::{Fit, Wanted};
+use crate::tree::State;
 use crate::window::{Candidate, Terms};
 
 /// An allocation and where it goes, or went.
@@ -70,6 +73,8 @@ pub struct Relocation {
     holds: Vec<(u64, u128)>,
     /// The call it is a part of.
     call: Call,
+    /// Whether it was finished or given up.
+    over: bool,
 }
 
 /// A call that may take several relocations, since some are refused: what was refused in it, and what it
@@ -98,6 +103,16 @@ impl Relocation {
         &self.moves
     }
 
+    /// The same, as a list of their own.
+    pub fn into_moves(self) -> Vec<Move> {
+        self.moves
+    }
+
+    /// Start and size of what is held in the windows.
+    pub(super) fn holds(&self) -> &[(u64, u128)] {
+        &self.holds
+    }
+
     /// Makes it no part of a call: what is moved is not remembered.
     pub fn leave_call(&mut self) {
         self.call = Call::NONE;
@@ -106,6 +121,14 @@ impl Relocation {
     /// Address units that are moved.
     pub fn size(&self) -> u128 {
         self.moves.iter().map(|it| it.size).sum()
+    }
+
+    /// Which windows a range of addresses may touch: they ascend, and so do their ends.
+    fn windows_of(&self, start: u64, size: u128) -> Range<usize> {
+        let end = start as u128 + size;
+        let ends_before = |&(at, size): &(u64, u128)| at as u128 + size <= start as u128;
+        let first = self.windows.partition_point(ends_before);
+        first..self.windows.partition_point(|window| (window.0 as u128) < end).max(first)
     }
 }
 
@@ -157,21 +180,27 @@ impl<P: Probe> Space<P> {
             done => return done,
         }
         let mut relocation = self.begin_run(size, align, within, Call::NONE)?;
-        self.make_moves(&mut relocation)?;
-        let Some(start) = self.finish_run(&mut relocation)? else {
-            self.take_back(&mut relocation);
-            return Err(self.no_run(size, align));
-        };
+        self.make_moves(&mut relocation, |_| ())?;
+        let start = self.finish_run(&mut relocation);
         relocation.moves.iter().for_each(&mut moved);
-        Ok(start)
+        Ok(start.expect("nobody came between"))
     }
 
-    /// Makes all moves of a relocation that nobody has had the time to disturb, or none.
-    pub fn make_moves(&mut self, relocation: &mut Relocation) -> Result<(), Error> {
-        for at in 0..relocation.moves.len() {
-            if let Err(error) = self.make_move(relocation, at) {
-                self.take_back(relocation);
-                return Err(error);
+    /// Makes all moves of a relocation that has just been begun, or none. `moved` hears of each, at once;
+    /// and where there is no memory for all, of each the other way round as it is taken back.
+    pub fn make_moves(
+        &mut self,
+        relocation: &mut Relocation,
+        mut moved: impl FnMut(&Move),
+    ) -> Result<(), Error> {
+        for number in 0..relocation.moves.len() {
+            match self.make_move(relocation, number) {
+                Ok(Made::Moved) => moved(&relocation.moves[number]),
+                Ok(_) => {}
+                Err(error) => {
+                    self.take_back(relocation, moved);
+                    return Err(error);
+                }
             }
         }
         Ok(())
@@ -211,7 +240,7 @@ impl<P: Probe> Space<P> {
         self.tree.settle();
         let available = self.available() >> self.shift;
         let terms = Terms { available, after: None, every: false, limit: u64::MAX, count: 1 };
-        let found = self.cheapest(&wanted, window, Call::NONE, terms);
+        let found = self.cheapest(&wanted, window, Call::NONE, terms)?;
         Ok(found.first().map(|it| (self.address(it.start), self.units(it.cost as u128))))
     }
 
@@ -248,7 +277,7 @@ impl<P: Probe> Space<P> {
             let every = after.is_some();
             let available = self.available() >> self.shift;
             let terms = Terms { available, after, every, limit: u64::MAX, count };
-            let candidates = self.cheapest(wanted, window, call, terms);
+            let candidates = self.cheapest(wanted, window, call, terms)?;
             for candidate in &candidates {
                 let window = (candidate.start, candidate.start + (wanted.length - 1));
                 if let Some(relocation) = self.draft(window, call, &mut steps)? {
@@ -269,16 +298,17 @@ impl<P: Probe> Space<P> {
         window: (u64, u64),
         call: Call,
         terms: Terms,
-    ) -> Vec<Candidate> {
+    ) -> Result<Vec<Candidate>, Error> {
         let nothing = Loose::default();
         let loose = self.descriptors.as_ref().map_or(&nothing, |descriptors| &descriptors.loose);
-        let mut barriers = self.retired.clone();
+        let mut barriers = self.retired.copy()?;
         let refused = self.descriptors.iter().flat_map(|them| them.refused(call.0));
         for found in refused.filter_map(|granule| self.lookup(granule << self.shift)) {
+            barriers.room(1)?;
             barriers.insert(self.granules(found.start, found.size));
         }
         let stretches = between(window, self.origin, barriers.iter());
-        self.tree.cheapest(wanted, stretches.into_iter(), loose, terms)
+        self.tree.cheapest(wanted, stretches, loose, terms)
     }
 
     /// Holds a window, and homes for what is in it; `None` where there is not room for all of it.
@@ -311,18 +341,23 @@ impl<P: Probe> Space<P> {
         call: Call,
     ) -> Result<Relocation, Error> {
         let mut relocation = Relocation {
-            windows: windows.iter().map(|&window| self.stretch(window)).collect(),
+            windows: collect(windows.iter().map(|&window| self.stretch(window)))?,
             wanted: None,
             moves: Vec::new(),
-            done: vec![None; drafts.len()],
-            holds: holds.iter().map(|&hold| self.stretch(hold)).collect(),
+            done: repeat(None, drafts.len())?,
+            holds: collect(holds.iter().map(|&hold| self.stretch(hold)))?,
             call,
+            over: false,
         };
-        // What a window is left by is held besides: one stretch more for each.
-        let held = holds.len() + 2 * drafts.len();
+        relocation.moves.room(drafts.len())?;
+        // What leaves a window leaves one stretch of it free, which is held from then on. All memory for
+        // that, and for taking it back, is had now; only nodes of the tree are not.
+        let left = drafts.len() + windows.len();
+        relocation.holds.room(left)?;
         let (origin, shift) = (self.origin, self.shift);
-        let descriptors = self.descriptors_mut();
-        descriptors.ensure_moves(drafts.len(), held)?;
+        let descriptors = self.descriptors_mut()?;
+        let olds = drafts.iter().map(|draft| origin + draft.old.0);
+        descriptors.ensure_moves(olds, drafts.len() + holds.len() + left)?;
         for draft in drafts {
             let (from, to) = (origin + draft.old.0, origin + draft.new);
             if let Err(error) = descriptors.begin_move(from, to) {
@@ -343,12 +378,12 @@ impl<P: Probe> Space<P> {
     }
 
     /// Start and size of a stretch of positions.
-    fn stretch(&self, (first, last): (u64, u64)) -> (u64, u128) {
+    pub(super) fn stretch(&self, (first, last): (u64, u64)) -> (u64, u128) {
         (self.address(first), self.units((last - first) as u128 + 1))
     }
 
     /// First and last position of a range of addresses.
-    fn stretch_at(&self, start: u64, size: u128) -> (u64, u64) {
+    pub(super) fn stretch_at(&self, start: u64, size: u128) -> (u64, u64) {
         self.positions(&self.granules(start, size))
     }
 
@@ -363,74 +398,77 @@ impl<P: Probe> Space<P> {
         }
         let (from, to) = (self.granule_at(old), self.granule_at(new));
         let failed = self.is_retiring(new, size);
-        // Windows ascend, and so do their ends.
-        let first = relocation
-            .windows
-            .partition_point(|&(start, size)| start as u128 + size <= old as u128);
-        let windows = relocation.windows[first..].iter();
-        let left: Vec<(u64, u128)> =
-            windows.map_while(|&window| common(window, (old, size))).collect();
-        match self.descriptors_mut().moving(from, to) {
+        let left = relocation.windows_of(old, size);
+        match self.descriptors_mut()?.moving(from, to) {
             Moving::Ready if !failed => {}
             Moving::Gone => {
                 relocation.done[number] = Some(Made::Gone);
                 self.release_home(relocation.moves[number]);
                 // Somebody may have taken some of it already: that shows when it is finished.
-                self.hold_left(&left, relocation);
+                self.hold_left(left, (old, size), relocation);
                 return Ok(Made::Gone);
             }
             _ => return Ok(Made::Stays),
         }
         self.tree.ensure_detail(2 * left.len())?;
-        let descriptors = self.descriptors_mut();
-        descriptors.ensure_moves(0, left.len())?;
-        if relocation.call != Call::NONE {
-            descriptors.ensure_mark(from)?;
+        let marked = relocation.call != Call::NONE;
+        let descriptors = self.descriptors_mut()?;
+        descriptors.ensure_pins(left.len())?;
+        descriptors.ensure_made(from, marked)?;
+        if marked {
             descriptors.mark(from, relocation.call.0, Mark::Moved);
         }
         let (first, last) = self.stretch_at(old, size);
         self.tree.vacate(first, last);
-        let descriptors = self.descriptors_mut();
+        let descriptors = self.descriptors_mut()?;
         descriptors.let_go(to);
         descriptors.make_move(from, to);
         relocation.done[number] = Some(Made::Moved);
         if !self.retired.is_empty() {
             self.withdraw(first, last);
         }
-        self.hold_left(&left, relocation);
+        self.hold_left(left, (old, size), relocation);
         Ok(Made::Moved)
     }
 
-    /// Holds what is free of parts of windows that something has left. What cannot be held, for want of
-    /// memory, is missing when the relocation is finished.
-    fn hold_left(&mut self, left: &[(u64, u128)], relocation: &mut Relocation) {
-        for &(start, size) in left {
-            self.tree.settle();
-            let mut held = Vec::new();
-            let _ = self.draft_holds(self.stretch_at(start, size), &mut held);
-            if self.descriptors_mut().ensure_moves(0, held.len()).is_err() {
-                self.undo_draft(held.into_iter());
-                continue;
-            }
-            for stretch in held {
-                let (start, size) = self.stretch(stretch);
-                let granule = self.granule_at(start);
-                self.descriptors_mut().hold(granule);
-                relocation.holds.push((start, size));
+    /// Holds what is free of the parts of some windows that an allocation has left. What cannot be held,
+    /// for want of memory, is missing when the relocation is finished.
+    fn hold_left(&mut self, windows: Range<usize>, left: (u64, u128), relocation: &mut Relocation) {
+        self.tree.settle();
+        for window in windows {
+            let Some((start, size)) = common(relocation.windows[window], left) else { continue };
+            let (first, last) = self.stretch_at(start, size);
+            let mut from = Some(first);
+            while let Some(free) = from.and_then(|from| self.next_part((from, last), State::Free))
+                && self.hold(free, relocation).is_ok()
+            {
+                from = free.1.checked_add(1);
             }
         }
     }
 
-    /// Frees the home of a move that is not made, and whoever was to move is loose again.
+    /// Holds a free stretch for a relocation.
+    fn hold(&mut self, free: (u64, u64), relocation: &mut Relocation) -> Result<(), Error> {
+        relocation.holds.room(1)?;
+        self.descriptors_mut()?.ensure_pins(1)?;
+        self.tree.ensure_detail(2)?;
+        self.tree.occupy(free.0, free.1);
+        let granule = self.origin + free.0;
+        self.descriptors_mut()?.hold(granule);
+        relocation.holds.push(self.stretch(free));
+        Ok(())
+    }
+
+    /// Frees the home of a move that is not made, and what was to move is loose again.
     fn release_home(&mut self, it: Move) {
         let (from, to) = (self.granule_at(it.old), self.granule_at(it.new));
-        self.descriptors_mut().give_up_move(from, to);
+        self.known_descriptors().give_up_move(from, to);
         self.release_hold(it.new, it.size);
     }
 
     fn release_hold(&mut self, start: u64, size: u128) {
         let granule = self.granule_at(start);
-        self.descriptors_mut().let_go(granule);
+        self.known_descriptors().let_go(granule);
         let (first, last) = self.stretch_at(start, size);
         self.tree.vacate(first, last);
         if !self.retired.is_empty() {
@@ -438,13 +476,29 @@ impl<P: Probe> Space<P> {
         }
     }
 
+    /// The descriptors of a space that has some, as one with moves under way has.
+    fn known_descriptors(&mut self) -> &mut Descriptors {
+        self.descriptors.as_mut().expect("moves are of allocations with descriptors")
+    }
+
     /// Ends a relocation: what it holds is free, and moves that were not made are not. Moves that were
     /// made stay made.
     pub fn give_up(&mut self, relocation: &mut Relocation) {
-        for (number, done) in relocation.done.iter_mut().enumerate() {
-            if done.is_none() {
-                *done = Some(Made::Stays);
-                self.release_home(relocation.moves[number]);
+        if std::mem::replace(&mut relocation.over, true) {
+            return;
+        }
+        for number in 0..relocation.moves.len() {
+            let it = relocation.moves[number];
+            match relocation.done[number] {
+                Some(Made::Moved) => {
+                    let from = self.granule_at(it.old);
+                    self.known_descriptors().give_place(from);
+                }
+                Some(_) => {}
+                None => {
+                    relocation.done[number] = Some(Made::Stays);
+                    self.release_home(it);
+                }
             }
         }
         for (start, size) in std::mem::take(&mut relocation.holds) {
@@ -452,39 +506,46 @@ impl<P: Probe> Space<P> {
         }
     }
 
-    /// Undoes moves that were just made, and gives up.
-    fn take_back(&mut self, relocation: &mut Relocation) {
-        let made: Vec<Move> = relocation
-            .moves
-            .iter()
-            .zip(&relocation.done)
-            .filter(|&(_, &done)| done == Some(Made::Moved))
-            .map(|(it, _)| *it)
-            .collect();
-        self.give_up(relocation);
-        for it in made.into_iter().rev() {
-            // Where it was is free again, and the metadata for it has just been given back.
-            if let Ok(mut back) = self.begin_move(it.new, it.old) {
-                let _ = self.make_move(&mut back, 0);
-                self.give_up(&mut back);
-            }
+    /// Undoes all moves that were made of a relocation, the last first, and gives up. `moved` hears of
+    /// each. For use before anything else happens to the space; needs no memory.
+    fn take_back(&mut self, relocation: &mut Relocation, mut moved: impl FnMut(&Move)) {
+        for (start, size) in std::mem::take(&mut relocation.holds) {
+            self.release_hold(start, size);
         }
+        for number in (0..relocation.moves.len()).rev() {
+            if relocation.done[number] != Some(Made::Moved) {
+                continue;
+            }
+            let Move { old, new, size, label } = relocation.moves[number];
+            let (first, last) = self.stretch_at(new, size);
+            self.tree.vacate(first, last);
+            let (first, last) = self.stretch_at(old, size);
+            if !self.retired.is_empty() {
+                self.put_back(first, last);
+            }
+            // There was metadata for this state before the move, and all of it is still there.
+            self.tree.occupy(first, last);
+            let (from, to) = (self.granule_at(old), self.granule_at(new));
+            self.known_descriptors().take_back(from, to);
+            relocation.done[number] = Some(Made::Stays);
+            moved(&Move { old: new, new: old, size, label });
+        }
+        self.give_up(relocation);
     }
 
     /// Ends a relocation for a run: the run, if all of its window was emptied and is held; otherwise it
     /// is given up.
-    pub fn finish_run(&mut self, relocation: &mut Relocation) -> Result<Option<u64>, Error> {
-        let &[(start, size)] = &relocation.windows[..] else { return Ok(None) };
+    pub fn finish_run(&mut self, relocation: &mut Relocation) -> Option<u64> {
+        let &[(start, size)] = &relocation.windows[..] else { return None };
         let ready = self.emptied(relocation) == 1;
-        let room = if ready { self.tree.ensure_detail(2) } else { Ok(()) };
         self.give_up(relocation);
-        room?;
         if !ready {
-            return Ok(None);
+            return None;
         }
         let (first, last) = self.stretch_at(start, size);
+        // One allocation needs no more metadata than the holds it takes the place of.
         self.tree.occupy(first, last);
-        Ok(Some(start))
+        Some(start)
     }
 
     /// How many windows of a relocation are held as a whole, and have nothing retired in them.
@@ -514,7 +575,7 @@ impl<P: Probe> Space<P> {
     pub fn refuse(&mut self, relocation: &Relocation, number: usize) -> Result<(), Error> {
         let Move { old, new, .. } = relocation.moves[number];
         let (from, to) = (self.granule_at(old), self.granule_at(new));
-        let descriptors = self.descriptors_mut();
+        let descriptors = self.descriptors_mut()?;
         if relocation.done[number].is_none() && descriptors.moving(from, to) != Moving::Gone {
             descriptors.ensure_mark(from)?;
             descriptors.mark(from, relocation.call.0, Mark::Refused);
@@ -528,7 +589,11 @@ impl<P: Probe> Space<P> {
         let granule = self.granule_at(new);
         let marked = self.descriptors.as_ref().and_then(|them| them.marked(granule, call.0));
         if marked != Some(Mark::Moved) {
-            return Err(Error::argument("new", format!("{new:#x}"), "where the call has moved it"));
+            return Err(Error::argument(
+                "new",
+                format_args!("{new:#x}"),
+                "where the call has moved it",
+            ));
         }
         self.begin_move(new, old)
     }
@@ -539,7 +604,7 @@ impl<P: Probe> Space<P> {
         let (from, to) = (self.granule_at(old), self.granule_at(new));
         let gone = |them: &Descriptors| them.moving(from, to) == Moving::Gone;
         relocation.done[number].is_none()
-            && self.descriptors.as_deref().is_some_and(gone)
+            && self.descriptors.as_ref().is_some_and(gone)
             && self.make_move(relocation, number).is_ok()
     }
 
@@ -555,12 +620,12 @@ impl<P: Probe> Space<P> {
         let descriptors = self.descriptors.as_ref();
         if !descriptors.is_some_and(|descriptors| descriptors.loose.get(granule)) {
             let expected = "that of an allocation that may be moved, and is not being moved";
-            return Err(Error::argument("from", format!("{from:#x}"), expected));
+            return Err(Error::argument("from", format_args!("{from:#x}"), expected));
         }
         let align = self.descriptors.as_ref().and_then(|them| them.align(granule)).unwrap_or(1);
         if !(to as u128 >> self.shift).is_multiple_of(align) {
-            let expected = format!("a multiple of {}", self.units(align));
-            return Err(Error::argument("to", format!("{to:#x}"), expected));
+            let expected = format_args!("a multiple of {}", self.units(align));
+            return Err(Error::argument("to", format_args!("{to:#x}"), expected));
         }
         self.alloc_at(to, found.size)?;
         let old = self.stretch_at(from, found.size);
@@ -577,7 +642,8 @@ impl<P: Probe> Space<P> {
     pub fn no_run(&mut self, size: u128, align: u128) -> Error {
         let align = self.align_in_granules(align) << self.shift;
         let plain = align == 1 << self.shift;
-        self.no_room(size, if plain { String::new() } else { format!("aligned to {align}") })
+        let detail = if plain { String::new() } else { text(format_args!("aligned to {align}")) };
+        self.no_room(size, detail)
     }
 
     /// Whether a move of a relocation, by its number, could be made now.
@@ -586,7 +652,7 @@ impl<P: Probe> Space<P> {
         let (from, to) = (self.granule_at(old), self.granule_at(new));
         let ready = |them: &Descriptors| them.moving(from, to) == Moving::Ready;
         let stands = relocation.done[number].is_none() && !self.is_retiring(new, size);
-        stands && self.descriptors.as_deref().is_some_and(ready)
+        stands && self.descriptors.as_ref().is_some_and(ready)
     }
 
     /// Allocations between two addresses that are in the way of a run: not movable, or pinned. By label,
@@ -599,6 +665,7 @@ impl<P: Probe> Space<P> {
         while let Some(it) = found.filter(|it| it.start <= high) {
             let described = self.described(it.start, it.size);
             if let Some(why) = self.why_in_the_way(&described) {
+                room_in_table(&mut sums, 1)?;
                 let sum = sums.entry((described.label, why)).or_default();
                 sum.0 += 1;
                 sum.1 += it.size;
@@ -606,10 +673,13 @@ impl<P: Probe> Space<P> {
             let next = u64::try_from(it.start as u128 + it.size).ok();
             found = next.and_then(|next| self.next_allocation(next));
         }
-        let mut obstacles: Vec<Obstacle> = sums
-            .into_iter()
-            .map(|((label, why), (count, size))| Obstacle { label, why, count, size })
-            .collect();
+        let mut obstacles =
+            collect(sums.into_iter().map(|((label, why), (count, size))| Obstacle {
+                label,
+                why,
+                count,
+                size,
+            }))?;
         obstacles.sort_unstable_by_key(|it| {
             let kind = it.label.kind.map_or(0, |kind| kind.index());
             (std::cmp::Reverse((it.size, it.count)), kind, it.label.owner, it.why)
@@ -619,7 +689,7 @@ impl<P: Probe> Space<P> {
 
     fn why_in_the_way(&self, it: &Described) -> Option<Why> {
         let granule = self.granule_at(it.start);
-        let descriptors = self.descriptors.as_deref();
+        let descriptors = self.descriptors.as_ref();
         if descriptors.is_some_and(|them| them.loose.get(granule)) {
             return None;
         }

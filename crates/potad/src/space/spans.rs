@@ -4,6 +4,7 @@ use std::ops::Range;
 
 use super::Space;
 use crate::error::Error;
+use crate::fallible::text;
 use crate::probe::Probe;
 use crate::tree::{Mark, SECTION_LEVEL, State};
 use crate::word::low_bits;
@@ -16,11 +17,9 @@ impl<P: Probe> Space<P> {
         let range = self.range("start", start, size)?;
         if let Some(taken) = self.spans.overlap(range.clone()).next() {
             let (at, size) = self.range_of(taken);
-            return Err(Error::Argument {
-                name: "start",
-                value: format!("{start:#x}"),
-                expected: format!("that of a span not in the space yet ({size} at {at:#x} is)"),
-            });
+            let expected =
+                format_args!("that of a span not in the space yet ({size} at {at:#x} is)");
+            return Err(Error::argument("start", format_args!("{start:#x}"), expected));
         }
         // Positions may change, which recent blocks are kept by.
         self.tree.settle();
@@ -57,11 +56,12 @@ impl<P: Probe> Space<P> {
 
     /// Makes absent granules, which the tree spans, part of the space.
     pub(super) fn admit(&mut self, range: Range<u128>) -> Result<(), Error> {
-        let retired: Vec<_> = self.retired.overlap(range.clone()).collect();
-        self.tree.ensure_detail(2 + 2 * retired.len())?;
+        let retired = self.retired.overlap(range.clone()).count();
+        self.tree.ensure_detail(2 + 2 * retired)?;
+        self.spans.room(1)?;
         let (first, last) = self.positions(&range);
         self.tree.mark(first, last, Mark::Free);
-        for part in retired {
+        for part in self.retired.overlap(range.clone()) {
             let (first, last) = self.positions(&part);
             self.tree.mark(first, last, Mark::Absent);
             self.absent += part.end - part.start;
@@ -76,23 +76,22 @@ impl<P: Probe> Space<P> {
     pub fn remove(&mut self, start: u64, size: u128) -> Result<(), Error> {
         let range = self.range("start", start, size)?;
         if !self.spans.covers(range.clone()) {
-            return Err(Error::Argument {
-                name: "start",
-                value: format!("{start:#x}"),
-                expected: format!("that of a span of {size} in the space"),
-            });
+            let expected = format_args!("that of a span of {size} in the space");
+            return Err(Error::argument("start", format_args!("{start:#x}"), expected));
         }
         self.tree.settle();
         let (first, last) = self.positions(&range);
         if let Some(used) = self.tree.next_used(first).filter(|&used| used <= last) {
-            return Err(self.occupied(size, format!("{:#x} is allocated", self.address(used))));
+            let used = self.address(used);
+            return Err(self.occupied(size, text(format_args!("{used:#x} is allocated"))));
         }
-        let retired: Vec<_> = self.retired.overlap(range.clone()).collect();
-        self.tree.ensure_detail(2 + 2 * retired.len())?;
+        let retired = self.retired.overlap(range.clone()).count();
+        self.tree.ensure_detail(2 + 2 * retired)?;
+        self.spans.room(1)?;
         // What is retired is absent already: the stretches between are not.
         let mut from = range.start;
         let end = range.end..range.end;
-        for part in retired.iter().cloned().chain(std::iter::once(end)) {
+        for part in self.retired.overlap(range.clone()).chain(std::iter::once(end)) {
             if from < part.start {
                 let (first, last) = self.positions(&(from..part.start));
                 self.tree.mark(first, last, Mark::Absent);
@@ -112,17 +111,13 @@ impl<P: Probe> Space<P> {
         self.must_be_present(start, &range)?;
         self.tree.settle();
         // A retired range in use needs detail at both ends when it is freed, and must not fail then.
-        let pledged = self.tree.pledged;
-        self.tree.pledged += 2;
-        let parts = self.parts_in(&range, State::Free);
-        if let Err(error) = self.tree.ensure_detail(2 * parts.len()) {
-            self.tree.pledged = pledged;
-            return Err(error);
-        }
-        self.tree.pledged = pledged - self.pledge_near(&range);
-        for (first, last) in parts {
-            self.tree.mark(first, last, Mark::Absent);
-            self.absent += (last - first) as u128 + 1;
+        self.ensure_service(&range, State::Free)?;
+        self.tree.pledged -= self.pledge_near(&range);
+        let (mut from, last) = self.positions(&range);
+        while let Some((first, end)) = self.next_part((from, last), State::Free) {
+            self.tree.mark(first, end, Mark::Absent);
+            self.absent += (end - first) as u128 + 1;
+            from = end;
         }
         self.retired.insert(range.clone());
         self.tree.pledged += self.pledge_near(&range);
@@ -135,21 +130,28 @@ impl<P: Probe> Space<P> {
         self.must_be_present(start, &range)?;
         self.tree.settle();
         // What is left of a range that loses its middle is two.
-        let pledged = self.tree.pledged;
-        self.tree.pledged += 2;
-        let parts = self.parts_in(&range, State::Absent);
-        if let Err(error) = self.tree.ensure_detail(2 * parts.len()) {
-            self.tree.pledged = pledged;
-            return Err(error);
-        }
-        self.tree.pledged = pledged - self.pledge_near(&range);
-        for (first, last) in parts {
-            self.tree.mark(first, last, Mark::Free);
-            self.absent -= (last - first) as u128 + 1;
+        self.ensure_service(&range, State::Absent)?;
+        self.tree.pledged -= self.pledge_near(&range);
+        let (mut from, last) = self.positions(&range);
+        while let Some((first, end)) = self.next_part((from, last), State::Absent) {
+            self.tree.mark(first, end, Mark::Free);
+            self.absent -= (end - first) as u128 + 1;
+            from = end;
         }
         self.retired.remove(range.clone());
         self.tree.pledged += self.pledge_near(&range);
         Ok(())
+    }
+
+    /// Makes sure that the stretches of a range that are in a state can be taken into or out of service,
+    /// and that two more ends can be pledged.
+    fn ensure_service(&mut self, range: &Range<u128>, state: State) -> Result<(), Error> {
+        let parts = self.parts(range).filter(|part| part.2 == state).count();
+        self.retired.room(1)?;
+        self.tree.pledged += 2;
+        let ensured = self.tree.ensure_detail(2 * parts);
+        self.tree.pledged -= 2;
+        ensured
     }
 
     /// The ends that retired ranges at or beside `range` pledge: two for each not wholly absent.
@@ -169,17 +171,18 @@ impl<P: Probe> Space<P> {
         if self.spans.covers(range.clone()) {
             return Ok(());
         }
-        Err(Error::Argument {
-            name: "start",
-            value: format!("{start:#x}"),
-            expected: "that of a range in the space".into(),
-        })
+        let expected = "that of a range in the space";
+        Err(Error::argument("start", format_args!("{start:#x}"), expected))
     }
 
-    /// The stretches of a range that are free, or absent.
-    fn parts_in(&self, range: &Range<u128>, wanted: State) -> Vec<(u64, u64)> {
-        let parts = self.parts(range).filter(|part| part.2 == wanted);
-        parts.map(|(first, last, _)| (first, last)).collect()
+    /// The first stretch between two positions that is in a state, cut to what lies between them.
+    pub(super) fn next_part(&self, (first, last): (u64, u64), wanted: State) -> Option<(u64, u64)> {
+        if first > last {
+            return None;
+        }
+        let range = self.absolute((first, last));
+        let mut parts = self.parts(&range);
+        parts.find(|part| part.2 == wanted).map(|(first, last, _)| (first, last))
     }
 
     /// The range cut into what is free, what is absent, and each allocation.
@@ -213,6 +216,23 @@ impl<P: Probe> Space<P> {
             if !self.is_present(&whole) {
                 self.tree.pledged -= 2;
             }
+            rest.start = part.end;
+        }
+    }
+
+    /// Makes the retired granules between two positions free again, for the allocation that they are
+    /// about to be in again: what [`withdraw`](Self::withdraw) did is undone.
+    #[cold]
+    pub(super) fn put_back(&mut self, first: u64, last: u64) {
+        let mut rest = self.absolute((first, last));
+        while let Some(part) = self.retired.overlap(rest.clone()).next() {
+            let whole = self.retired.touching(&part).next().expect("it was just found");
+            if !self.is_present(&whole) {
+                self.tree.pledged += 2;
+            }
+            let (first, last) = self.positions(&part);
+            self.tree.mark(first, last, Mark::Free);
+            self.absent -= part.end - part.start;
             rest.start = part.end;
         }
     }

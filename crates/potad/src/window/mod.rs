@@ -35,6 +35,8 @@ mod cursor;
 
 use std::collections::BinaryHeap;
 
+use crate::error::Error;
+use crate::fallible::no_memory;
 use crate::loose::Loose;
 use crate::probe::Probe;
 use crate::run::Wanted;
@@ -76,7 +78,7 @@ const PART: u64 = 16;
 /// The candidates found so far: as many as are wanted, the best ones.
 struct Best {
     terms: Terms,
-    /// The worst on top.
+    /// The worst on top; with room for all that are wanted.
     found: BinaryHeap<Candidate>,
 }
 
@@ -110,12 +112,15 @@ impl<P: Probe> Tree<P> {
         stretches: impl Iterator<Item = (u64, u64)>,
         loose: &Loose,
         terms: Terms,
-    ) -> Vec<Candidate> {
-        let mut best = Best { terms, found: BinaryHeap::new() };
+    ) -> Result<Vec<Candidate>, Error> {
+        let mut found = BinaryHeap::new();
+        let bytes = terms.count.saturating_mul(size_of::<Candidate>());
+        found.try_reserve_exact(terms.count).map_err(|_| no_memory(bytes))?;
+        let mut best = Best { terms, found };
         for (first, last) in stretches {
             self.sweep(&Wanted { first, last, ..*wanted }, loose, &mut best);
         }
-        best.found.into_sorted_vec()
+        Ok(best.found.into_sorted_vec())
     }
 
     fn sweep(&self, wanted: &Wanted, loose: &Loose, best: &mut Best) {

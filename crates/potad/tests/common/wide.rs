@@ -454,8 +454,8 @@ impl Pair {
         let live = model.live.iter().map(|(&start, &end)| start..end).collect();
         let found: Vec<_> = space.allocations().map(|d| (d.start, d.size)).collect();
         assert_eq!(found, self.addressed(live));
-        assert_eq!(space.spans(), self.addressed(model.joined_spans()));
-        assert_eq!(space.retired(), self.addressed(model.retired_inside()));
+        assert_eq!(space.spans().collect::<Vec<_>>(), self.addressed(model.joined_spans()));
+        assert_eq!(space.retired().collect::<Vec<_>>(), self.addressed(model.retired_inside()));
     }
 
     fn compare_blocks(&mut self) {
@@ -466,7 +466,7 @@ impl Pair {
         let extents = self.addressed(self.model.extents());
         let space = &mut self.space;
         assert_eq!(space.largest_free(), counts.keys().last().copied().unwrap_or(0));
-        assert_eq!(space.free_blocks(), counts.into_iter().collect::<Vec<_>>());
+        assert_eq!(space.free_blocks().collect::<Vec<_>>(), counts.into_iter().collect::<Vec<_>>());
         assert_eq!(space.free_extents().collect::<Vec<_>>(), extents);
         space.check().expect("the recount agrees");
     }
