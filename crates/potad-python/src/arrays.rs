@@ -22,7 +22,7 @@ use pyo3::prelude::*;
 use pyo3::types::PyString;
 
 use crate::convert::{address, describe, small};
-use crate::errors::{self, raise};
+use crate::errors::{checked, raise};
 use crate::memory;
 
 /// The addresses an argument lists.
@@ -73,7 +73,7 @@ pub fn array<'py>(
 
 /// An empty list with room for so many numbers.
 pub fn room<T>(py: Python<'_>, count: usize) -> PyResult<Vec<T>> {
-    memory::room(count).map_err(|error| errors::exception(py, error))
+    checked(py, memory::room(count))
 }
 
 /// The elements of an array, if they lie one after the other.
@@ -123,8 +123,9 @@ fn from_array(name: &'static str, array: &Bound<'_, PyAny>) -> PyResult<Vec<u64>
         "i" => {
             let numbers: Vec<i64> = elements(&astype(intern!(py, "=i8"))?)?;
             match numbers.iter().position(|&number| number < 0) {
-                None => memory::collect(numbers.iter().map(|&number| number as u64))
-                    .map_err(|error| errors::exception(py, error)),
+                None => {
+                    checked(py, memory::collect(numbers.iter().map(|&number| number as u64)))
+                }
                 Some(at) => Err(raise::<PyValueError>(
                     py,
                     format_args!("{name}[{at}] must be at least 0, not {}", numbers[at]),
@@ -158,7 +159,7 @@ fn from_iterable(name: &'static str, object: &Bound<'_, PyAny>) -> PyResult<Vec<
             Some(number) => number,
             None => address(Item { name, at }, &item)?,
         };
-        memory::reserve(&mut list, 1).map_err(|error| errors::exception(py, error))?;
+        checked(py, memory::reserve(&mut list, 1))?;
         list.push(number);
     }
     Ok(list)

@@ -70,6 +70,11 @@ pub fn exception(py: Python<'_>, error: Error) -> PyErr {
     }
 }
 
+/// What something comes to, with the core's error as an exception.
+pub fn checked<T>(py: Python<'_>, outcome: Result<T, Error>) -> PyResult<T> {
+    outcome.map_err(|error| exception(py, error))
+}
+
 /// What an `OutOfSpace` is made of.
 pub fn out_of_space<'py>(
     py: Python<'py>,

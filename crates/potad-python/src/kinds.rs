@@ -28,6 +28,8 @@ pub struct Kinds {
     gone: Vec<Py<Kind>>,
     /// The kind that was asked for last, by its object.
     last: (usize, Option<potad::Kind>),
+    /// How many numbers have been given back.
+    pub forgotten: u64,
 }
 
 impl Kinds {
@@ -92,6 +94,7 @@ impl Kinds {
                 && !kept.contains(&Some(*number))
                 && space.remove_kind(*number)
             {
+                self.forgotten += 1;
                 self.numbers.remove(&(object.as_ptr() as usize));
                 self.gone.extend(entry.take().map(|(object, _)| object));
             }

@@ -24,6 +24,16 @@ pub fn copy<T: Copy>(list: &[T]) -> Result<Vec<T>, Error> {
     Ok(copy)
 }
 
+/// A list of what an iterator gives.
+pub fn gather<T>(items: impl Iterator<Item = T>) -> Result<Vec<T>, Error> {
+    let mut list = Vec::new();
+    for item in items {
+        reserve(&mut list, 1)?;
+        list.push(item);
+    }
+    Ok(list)
+}
+
 /// A list of what an iterator gives, whose length is known.
 pub fn collect<T>(items: impl ExactSizeIterator<Item = T>) -> Result<Vec<T>, Error> {
     let mut list = room(items.len())?;

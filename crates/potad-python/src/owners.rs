@@ -41,6 +41,8 @@ pub struct Owners {
     unused: u32,
     /// The first number of the chain of those whose object is to be dropped, or 0.
     gone: u32,
+    /// How many numbers have been given back.
+    pub forgotten: u64,
 }
 
 impl Owners {
@@ -103,6 +105,7 @@ impl Owners {
     pub fn forget(&mut self, number: u32) {
         let entry = &mut self.entries[number as usize - 1];
         let Entry::Used(owner) = entry else { return };
+        self.forgotten += 1;
         let object = owner.object.take();
         match (&owner.buffer, &object) {
             (Some(place), _) => place.leave(),

@@ -49,6 +49,13 @@ impl Named {
     }
 }
 
+/// That an allocation can be described.
+pub struct Ready {
+    label: Label,
+    /// Whether the owner had no number before.
+    is_new: bool,
+}
+
 /// What a call has allocated.
 pub trait Allocated {
     /// Where each allocation starts.
@@ -64,6 +71,12 @@ impl Allocated for u64 {
 impl Allocated for Vec<(u64, u128)> {
     fn starts(&self) -> impl Iterator<Item = u64> {
         self.iter().map(|&(start, _)| start)
+    }
+}
+
+impl Allocated for Vec<u64> {
+    fn starts(&self) -> impl Iterator<Item = u64> {
+        self.iter().copied()
     }
 }
 
@@ -155,9 +168,10 @@ impl State {
         self.owners.take_gone().or_else(|| self.kinds.take_gone())
     }
 
-    /// Whether an owner's number stands for somebody who may be asked.
-    fn has_owner(&self, number: u32) -> bool {
-        self.owners.get(number).is_some_and(|owner| owner.object.is_some())
+    /// How many numbers of kinds and owners have been given back: if it is the same as before, labels
+    /// still stand for the same objects.
+    pub fn forgotten(&self) -> u64 {
+        self.kinds.forgotten + self.owners.forgotten
     }
 
     /// Where the buffer is that has a number, if it is a buffer's.
@@ -168,7 +182,7 @@ impl State {
     // ---- moves -----------------------------------------------------------------------------
 
     /// Makes all moves of a relocation that nobody has had the time to disturb, or none.
-    fn make_all(&mut self, relocation: &mut Relocation) -> Result<(), Error> {
+    pub fn make_all(&mut self, relocation: &mut Relocation) -> Result<(), Error> {
         let State { space, memory, owners, .. } = self;
         space.make_moves(relocation, |it| {
             // Nobody else looks at the memory before the lock is let go.
@@ -179,13 +193,10 @@ impl State {
         })
     }
 
-    /// Makes moves at once if nobody has to be asked about any; whether they are made.
-    pub fn make_unasked(&mut self, relocation: &mut Relocation) -> Result<bool, Error> {
-        if relocation.moves().iter().any(|it| self.has_owner(it.label.owner)) {
-            return Ok(false);
-        }
-        relocation.leave_call();
-        self.make_all(relocation).map(|()| true)
+    /// Whether an owner has to be asked about one of the moves.
+    pub fn has_to_ask(&self, relocation: &Relocation) -> bool {
+        let object = |it: &Move| self.owners.get(it.label.owner)?.object.as_ref();
+        relocation.moves().iter().any(|it| object(it).is_some())
     }
 
     /// The core's number of a kind, which becomes known to the space if it was not.
@@ -222,28 +233,29 @@ impl State {
         if named.is_empty() {
             return act(&mut self.space);
         }
-        self.describing(named, align.unwrap_or(1), |state, named, label| {
-            let done = act(&mut state.space)?;
+        let ready = self.make_ready(named, align.unwrap_or(1))?;
+        let done = act(&mut self.space).and_then(|done| {
             let described = done.starts().try_for_each(|start| {
-                let size = || state.space.lookup(start).map_or(1, |found| found.size);
-                state.describe(start, named, label, align.unwrap_or_else(size))
+                let size = || self.space.lookup(start).map_or(1, |found| found.size);
+                self.describe(start, named, &ready, align.unwrap_or_else(size))
             });
-            if let Err(error) = described {
-                done.starts().for_each(|start| state.take_away(start));
-                return Err(error);
+            match described {
+                Ok(()) => Ok(done),
+                Err(error) => {
+                    done.starts().for_each(|start| self.take_away(start));
+                    Err(error)
+                }
             }
-            Ok(done)
-        })
+        });
+        if done.is_err() {
+            self.make_unready(ready);
+        }
+        done
     }
 
-    /// Has the label that `named` stands for, and the memory to describe one allocation, while something
-    /// is allocated.
-    pub fn describing<T>(
-        &mut self,
-        named: &mut Named,
-        align: u128,
-        act: impl FnOnce(&mut Self, &mut Named, Label) -> Result<T, Error>,
-    ) -> Result<T, Error> {
+    /// The label that `named` stands for, and the memory to describe one allocation with it. If nothing is
+    /// allocated then, it is to be made unready.
+    pub fn make_ready(&mut self, named: &mut Named, align: u128) -> Result<Ready, Error> {
         if named.place.is_some() {
             self.must_be_open()?;
         }
@@ -252,15 +264,22 @@ impl State {
             Some(place) => (self.owners.add_buffer(&mut named.owner, place)?, true),
             None => self.owners.add_object(&mut named.owner)?,
         };
-        let label = Label { kind, owner };
-        let room = self.space.make_room_to_describe(label, align);
-        let done = room.and_then(|()| act(self, named, label));
-        if done.is_err() && is_new {
-            // If the core has come to count it, the core tells of it here.
-            self.settle_owners();
-            self.owners.forget(owner);
+        let ready = Ready { label: Label { kind, owner }, is_new };
+        match self.space.make_room_to_describe(ready.label, align) {
+            Ok(()) => Ok(ready),
+            Err(error) => {
+                self.make_unready(ready);
+                Err(error)
+            }
         }
-        done
+    }
+
+    pub fn make_unready(&mut self, ready: Ready) {
+        if ready.is_new {
+            // If the core has come to count the owner, it tells of it here.
+            self.settle_owners();
+            self.owners.forget(ready.label.owner);
+        }
     }
 
     /// Describes an allocation that was just made.
@@ -268,10 +287,10 @@ impl State {
         &mut self,
         start: u64,
         named: &Named,
-        label: Label,
+        ready: &Ready,
         align: u128,
     ) -> Result<(), Error> {
-        self.space.describe(start, label, align)?;
+        self.space.describe(start, ready.label, align)?;
         if let Some(place) = &named.place {
             place.enter(start);
         }
