@@ -26,7 +26,7 @@ behind it is `potad.trace` and `potad.report`. `potad top` looks at a running pr
 `potad.serve`, which is in `potad.monitor`.
 """
 
-from potad._core import Arena, Buffer, Descriptor, Kind, Space, __version__
+from potad._core import Arena, Buffer, BufferPin, Descriptor, Kind, Space, __version__
 from potad.errors import Busy, Corrupt, NotAllocated, OutOfSpace, Poisoned, PotadError
 from potad.failure import Failure, Outcome
 from potad.monitor import Server, serve
@@ -38,6 +38,7 @@ from potad.usage import Report, Usage
 __all__ = [
     "Arena",
     "Buffer",
+    "BufferPin",
     "Busy",
     "Compaction",
     "Corrupt",

@@ -107,6 +107,12 @@ fn busy_at<'py>(
     tuple(py, [string(py, text)?.into_any(), address.into_any(), pins.into_any()])
 }
 
+/// What a call needs was freed.
+#[cold]
+pub fn not_allocated(py: Python<'_>, text: impl Display, address: u64) -> PyErr {
+    NOT_ALLOCATED.raise(py, at(py, text, address))
+}
+
 /// Something is in use that was to go.
 #[cold]
 pub fn busy(py: Python<'_>, text: impl Display, address: u64) -> PyErr {

@@ -96,7 +96,7 @@ impl Lock {
         Python::attach(|py| {
             self.waiting.fetch_add(1, Relaxed);
             loop {
-                self.detached(py, drop);
+                self.detached(py, |locked| drop(locked));
                 if let Some(locked) = self.at_once() {
                     self.waiting.fetch_sub(1, Relaxed);
                     self.passed.notify_all();

@@ -276,10 +276,15 @@ impl State {
 
     pub fn make_unready(&mut self, ready: Ready) {
         if ready.is_new {
-            // If the core has come to count the owner, it tells of it here.
-            self.settle_owners();
-            self.owners.forget(ready.label.owner);
+            self.forget_new(ready.label.owner);
         }
+    }
+
+    /// Gives back the number of an owner of whom nothing was allocated after all.
+    pub fn forget_new(&mut self, owner: u32) {
+        // If the core has come to count the owner, it tells of it here.
+        self.settle_owners();
+        self.owners.forget(owner);
     }
 
     /// Describes an allocation that was just made.
@@ -369,9 +374,7 @@ impl State {
 
     /// Refuses what allocates in an arena that was closed.
     pub fn must_be_open(&self) -> Result<(), Error> {
-        let closed =
-            || Error::Argument { name: "arena", value: "closed".into(), expected: "open".into() };
-        if self.closed { Err(closed()) } else { Ok(()) }
+        if self.closed { Err(Error::argument("arena", "closed", "open")) } else { Ok(()) }
     }
 
     // ---- memory ----------------------------------------------------------------------------
@@ -514,7 +517,7 @@ impl Drop for State {
 /// Tells a buffer of its new address.
 fn move_place(owners: &Owners, it: &Move) {
     if let Some(place) = owners.get(it.label.owner).and_then(|owner| owner.buffer.as_ref())
-        && place.address() == it.old
+        && place.address() == Some(it.old)
     {
         place.enter(it.new);
     }

@@ -138,7 +138,6 @@ class Core:
             self.dirty -= it.size
         it.buffer = None
         it.pins = it.writers = 0
-        it.lingering = False
         self.resident -= it.size
         it.group.account.resident_bytes -= it.nbytes
 
@@ -154,8 +153,7 @@ class Core:
         except NotAllocated:
             pass  # somebody else has freed it; the copy is as good
         except Busy:
-            # By the arena's own calls, or a view that nobody should have.
-            it.lingering = True
+            # Somebody has pinned it by its address since that was looked at.
             self.policy.put_back(it)
             return False
         self.leave(it)
@@ -170,8 +168,7 @@ class Core:
             self.must_be_usable()
             if it.is_dead:
                 raise ValueError("the object was freed before")
-            if it.pins or it.lingers():
-                pins = it.pins or 1
+            if pins := it.pins + it.lingers():
                 raise Busy(f"the object is pinned {pins} times", _address(it.buffer), pins)
             self.bury(it)
         self.transfer.empty_trash()
@@ -266,17 +263,13 @@ class Core:
         """Ends a pin."""
         it = held.it
         with self.lock:
-            lingers = False
-            try:
+            # Who has taken the view further may see it still: the buffer counts that.
+            with contextlib.suppress(BufferError):
                 held.view.release()
-            except BufferError:
-                # An array or the like sees it still.
-                lingers = True
             # Otherwise its memory has failed meanwhile, and the pin with it.
             if it.buffer is held.buffer:
                 it.pins -= 1
                 it.writers -= held.write
-                it.lingering |= lingers
                 it.group.account.pins -= 1
                 if not it.pins:
                     self._unpinned(it, 0)
@@ -334,7 +327,7 @@ class Core:
 
     def forsake(self, it: Object, why: str) -> bool:
         """An object's buffer is of no use any more; whether it has a good copy. Locked."""
-        is_good = it.clean and not it.lingers()
+        is_good = it.clean
         if it.buffer is not None:
             # That is not in the memory which failed.
             with contextlib.suppress(NotAllocated):
@@ -432,7 +425,7 @@ class Core:
                 raise Busy(
                     f"the pool has {len(pinned)} objects that are pinned",
                     _address(pinned[0].buffer),
-                    sum(it.pins for it in pinned),
+                    sum(it.pins + it.lingers() for it in pinned),
                 )
             self.refused = ValueError("the pool is closed")
             while self.moving or self.arriving:
@@ -510,11 +503,11 @@ def _keep_record(it: Object, buffer: Buffer) -> None:
 
 
 def _address(buffer: Buffer | None) -> int:
-    """Where a buffer is; 0 if it is nowhere."""
+    """Where a buffer is, or was when it was freed; 0 if there is none."""
     try:
         return 0 if buffer is None else buffer.address
-    except NotAllocated:
-        return 0
+    except NotAllocated as error:
+        return error.address
 
 
 # All there are, for what happens to the process.

@@ -92,8 +92,10 @@ class Handle:
     def pin(self, write: bool = True) -> Pin:
         """A context in which the object is in memory and stays where it is; its value is a view.
 
-        Pins nest, on any threads. What a view was taken further to, such as an array, may outlive
-        the context; the object stays in memory as long as there is one.
+        Pins nest, on any threads. What a view was taken further to, such as an array or a slice,
+        may outlive the context; the object stays in memory as long as there is one. The view itself
+        is released with the context. So what keeps only the view, as `torch.frombuffer(view)` does,
+        must not outlive it; made of `view.obj` instead, it may.
 
         Arguments:
             write: whether the view can be written to. If not, the object need not be written to the

@@ -64,7 +64,6 @@ class Object:
         "is_moving",
         "is_spoiled",
         "kind",
-        "lingering",
         "lost",
         "nbytes",
         "pins",
@@ -89,8 +88,9 @@ class Object:
 
         self.buffer: Buffer | None = None
         self.copy: Copy | None = None
-        # Then there is a copy, and nobody may be writing to the buffer. An object that is being
-        # written is not clean, and whoever writes it has the copy.
+        # Then there is a copy, and nobody may be writing to the buffer: neither through a pin, nor
+        # through what outlived one. An object that is being written is not clean, and whoever
+        # writes it has the copy.
         self.clean = False
         # What the descriptor's record was, while there is no descriptor.
         self.record: bytes | None = None
@@ -104,8 +104,6 @@ class Object:
         self.writers = 0
         # Changes whenever somebody may have begun to write.
         self.version = 0
-        # A view outlived its pin, and may still be there.
-        self.lingering = False
 
         # Uses that the policy counts.
         self.uses = 0
@@ -130,15 +128,18 @@ class Object:
         handle = self.owned()
         return None if handle is None else handle.owner
 
-    def lingers(self) -> bool:
-        """Whether somebody sees the buffer whose pin is over."""
-        if not self.lingering or self.buffer is None:
-            return False
+    def lingers(self) -> int:
+        """How many views there are whose pins are over, and pins of the buffer's address.
+
+        The buffer counts all of them, and the view of each pin, unless its user has released it,
+        and the one through which the object is written.
+        """
+        if self.buffer is None:
+            return 0
         try:
-            self.lingering = self.buffer.descriptor.pins != 0
+            return max(self.buffer.pins - self.pins - self.is_moving, 0)
         except NotAllocated:
-            self.lingering = False
-        return self.lingering
+            return 0
 
     def on_memory_failure(self, failure: Failure) -> Outcome | None:
         """Memory of the buffer has failed."""

@@ -1,67 +1,89 @@
 //! The class `Buffer`: an allocation of an arena that can be read and written.
 //!
 //! A buffer does not hold its memory; it knows where it is, and whether it still is: its [`Place`] is
-//! told by the space when it is moved or freed, whatever call does that. To look at the memory (an
-//! *export*: `memoryview`, an array) pins it, so it is neither moved nor freed until that is over.
+//! told by the space when it is moved or freed, whatever call does that. To look at the memory (a
+//! `memoryview`, an array) makes an [`Export`], which pins it until nothing looks at it through that export
+//! any more.
 
-use std::ffi::{c_int, c_void};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::ffi::c_int;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
 use pyo3::ffi;
+use pyo3::intern;
 use pyo3::prelude::*;
-use pyo3::types::{PyDict, PyTuple};
+use pyo3::types::{PyDict, PyInt, PyString, PyTuple};
 use pyo3::{PyTraverseError, PyVisit};
 
 use potad::{Error, Fit, Label};
 
+use super::export::{BufferPin, Export};
+use crate::counted::Counted;
 use crate::descriptor::Descriptor;
+use crate::errors;
 use crate::kind::Kind;
+use crate::objects::{integer, string, tuple};
 use crate::space::Space;
-use crate::state::{Owner, State};
+use crate::state::State;
 
 /// Where a buffer is. Written with the space locked.
 pub struct Place {
-    /// Its address; 0, where no arena begins, when it was freed.
+    /// Its address, or the last one it had.
     address: AtomicU64,
-    /// How often it is exported: so many of its pins are nobody's to take back.
-    exports: AtomicU32,
+    /// Whether it is there: it was allocated, and not freed since.
+    is_there: AtomicBool,
+    /// How many holds there are on it: so many of its pins no caller can take back.
+    holds: AtomicU32,
 }
 
 impl Place {
-    pub fn new() -> Arc<Self> {
-        Arc::new(Place { address: AtomicU64::new(0), exports: AtomicU32::new(0) })
+    pub fn new() -> Result<Counted<Self>, Error> {
+        let place = Place {
+            address: AtomicU64::new(0),
+            is_there: AtomicBool::new(false),
+            holds: AtomicU32::new(0),
+        };
+        Counted::new(place).map_err(|_| Error::Metadata { bytes: size_of::<Self>() })
     }
 
-    pub fn address(&self) -> u64 {
+    /// Its address, if it was not freed.
+    pub fn address(&self) -> Option<u64> {
+        self.is_there.load(Ordering::Acquire).then(|| self.last_address())
+    }
+
+    /// Its address, or where it was when it was freed.
+    fn last_address(&self) -> u64 {
         self.address.load(Ordering::Acquire)
-    }
-
-    pub fn exports(&self) -> u32 {
-        self.exports.load(Ordering::Acquire)
     }
 
     /// It is there now.
     pub fn enter(&self, address: u64) {
         self.address.store(address, Ordering::Release);
+        self.is_there.store(true, Ordering::Release);
     }
 
     /// It is nowhere any more.
     pub fn leave(&self) {
-        self.enter(0);
+        self.is_there.store(false, Ordering::Release);
     }
 }
 
 impl State {
     /// The address of a buffer, if it still is one.
     #[inline]
-    fn buffer_at(&self, place: &Arc<Place>) -> Result<u64, Error> {
-        let address = place.address();
-        let owner = self.label_at(address).owner;
-        match self.place(owner) {
-            Some(it) if address != 0 && Arc::ptr_eq(it, place) => Ok(address),
-            _ => Err(Error::NotAllocated { address, inside: None }),
-        }
+    fn buffer_at(&self, place: &Counted<Place>) -> Option<u64> {
+        let address = place.address()?;
+        let found = self.place(self.label_at(address).owner)?;
+        found.is(place).then_some(address)
+    }
+
+    /// Does something with the address of a buffer; `None` if it is none any more.
+    #[inline]
+    fn at_buffer<T>(
+        &mut self,
+        place: &Counted<Place>,
+        act: impl FnOnce(&mut State, u64) -> Result<T, Error>,
+    ) -> Result<Option<T>, Error> {
+        self.buffer_at(place).map(|address| act(self, address)).transpose()
     }
 
     /// The allocation that starts at an address was cut by a call of the space's own: it is no buffer any
@@ -72,29 +94,29 @@ impl State {
         }
     }
 
-    /// Allocates a buffer that is to be at a place.
+    /// Allocates a buffer that is to be at a place. Takes the references to its kind, if that is new, and
+    /// to its owner.
     pub fn alloc_buffer(
         &mut self,
         size: u128,
         block: bool,
-        kind: potad::Kind,
-        object: Option<Py<PyAny>>,
-        place: &Arc<Place>,
+        kind: &mut Option<Py<Kind>>,
+        object: &mut Option<Py<PyAny>>,
+        place: &Counted<Place>,
     ) -> Result<(), Error> {
-        if let Err(error) = self.must_be_open() {
-            self.put_aside_object(object);
-            return Err(error);
+        self.must_be_open()?;
+        let kind = self.kind_number(kind)?.or(self.buffers);
+        let owner = self.owners.add_buffer(object, place)?;
+        match self.alloc_exactly(size, block, Label { kind, owner }) {
+            Ok(address) => {
+                place.enter(address);
+                Ok(())
+            }
+            Err(error) => {
+                self.forget_new(owner);
+                Err(error)
+            }
         }
-        let owner = self.new_owner(Owner { object, buffer: Some(place.clone()) });
-        let label = Label { kind: Some(kind), owner };
-        let allocated = self.alloc_exactly(size, block, label);
-        match allocated {
-            Ok(address) => place.enter(address),
-            // The core has told of the number only if it had come to count it.
-            Err(_) if !self.space.has_released() => self.forget(owner),
-            Err(_) => {}
-        }
-        allocated.map(drop)
     }
 
     /// A block or run of exactly so many bytes, rounded up to granules.
@@ -115,10 +137,10 @@ impl State {
         Ok(start)
     }
 
-    /// Pins of an allocation that are nobody's to take back: of a buffer's exports, and an array's own.
+    /// Pins of an allocation that no caller can take back: of a buffer's holds, and an array's own.
     fn own_pins(&self, label: Label) -> u32 {
         match self.place(label.owner) {
-            Some(place) => place.exports(),
+            Some(place) => place.holds.load(Ordering::Acquire),
             None => (label.kind.is_some() && label.kind == self.arrays) as u32,
         }
     }
@@ -128,7 +150,7 @@ impl State {
     pub fn cut_behind(&self, end: u128) {
         let Ok(end) = u64::try_from(end) else { return };
         if let Some(place) = self.place(self.label_at(end).owner)
-            && place.address() != end
+            && place.address() != Some(end)
         {
             place.leave();
         }
@@ -140,12 +162,9 @@ impl State {
             && found.pins != 0
             && found.pins <= self.own_pins(found.label)
         {
-            return Err(Error::Argument {
-                name: "address",
-                value: format!("{:#x}", found.start),
-                expected: "in an allocation that is pinned otherwise than by being looked at"
-                    .into(),
-            });
+            let expected = "in an allocation that is pinned otherwise than by being looked at, \
+                            or by Buffer.pin";
+            return Err(Error::argument("address", format_args!("{address:#x}"), expected));
         }
         self.unpin(address)
     }
@@ -155,8 +174,9 @@ impl State {
 ///
 /// It has the buffer protocol: `memoryview(buffer)`, `numpy.frombuffer(buffer, dtype)`,
 /// `torch.frombuffer` and, by `__dlpack__`, `numpy.from_dlpack` and the like see its bytes without a
-/// copy. While anybody does, it is pinned: neither freed nor moved. It goes back when it is freed, at
-/// the end of a `with` block, or when it is collected.
+/// copy. While anybody does, it is pinned: neither freed nor moved. That lasts as long as the view, the
+/// array or the tensor, and whatever was made of it. `pin` does the same for a caller who has only the
+/// address. It goes back when it is freed, at the end of a `with` block, or when it is collected.
 ///
 /// An owner that keeps an array over its own buffer keeps both alive, since arrays do not show the
 /// collector what they hold: let it keep the buffer.
@@ -174,12 +194,12 @@ impl State {
 #[pyclass(frozen, weakref, module = "potad")]
 pub struct Buffer {
     space: Py<Space>,
-    place: Arc<Place>,
-    nbytes: usize,
+    place: Counted<Place>,
+    pub nbytes: usize,
 }
 
 impl Buffer {
-    pub fn new(space: Py<Space>, place: Arc<Place>, nbytes: usize) -> Self {
+    pub fn new(space: Py<Space>, place: Counted<Place>, nbytes: usize) -> Self {
         Buffer { space, place, nbytes }
     }
 
@@ -189,36 +209,76 @@ impl Buffer {
         py: Python<'_>,
         act: impl FnOnce(&mut State, u64) -> Result<T, Error> + Send,
     ) -> PyResult<T> {
-        self.space.get().shared.brief(py, |state| {
-            let address = state.buffer_at(&self.place)?;
-            act(state, address)
+        let shared = &self.space.get().shared;
+        let done = shared.brief(py, |state| state.at_buffer(&self.place, act))?;
+        done.ok_or_else(|| self.freed_error(py))
+    }
+
+    /// The same for what needs the interpreter: to take references to objects.
+    fn attached_at<T>(
+        &self,
+        py: Python<'_>,
+        act: impl FnOnce(&mut State, u64) -> Result<T, Error>,
+    ) -> PyResult<T> {
+        let shared = &self.space.get().shared;
+        let done = shared.attached(py, |state| state.at_buffer(&self.place, act))?;
+        done.ok_or_else(|| self.freed_error(py))
+    }
+
+    /// The error for a call that needs the memory, which was freed.
+    #[cold]
+    fn freed_error(&self, py: Python<'_>) -> PyErr {
+        let (nbytes, address) = (self.nbytes, self.place.last_address());
+        errors::not_allocated(
+            py,
+            format_args!("the buffer of {nbytes} bytes at {address:#x} was freed"),
+            address,
+        )
+    }
+
+    /// Pins it for a hold: where it is.
+    pub fn hold(&self, py: Python<'_>) -> PyResult<u64> {
+        self.at(py, |state, address| {
+            state.pin(address)?;
+            self.place.holds.fetch_add(1, Ordering::AcqRel);
+            Ok(address)
         })
+    }
+
+    /// Takes back what `hold` did. On any thread, from a finaliser: no exception is made here.
+    pub fn let_go(&self) {
+        self.space.get().shared.held(|state| {
+            self.place.holds.fetch_sub(1, Ordering::AcqRel);
+            // It is where it was, since it was pinned.
+            state.unpin(self.place.last_address())
+        });
     }
 
     /// Calls a method of an array of bytes over the buffer.
     fn as_array<'py>(
         this: &Bound<'py, Self>,
-        method: &str,
+        method: &Bound<'py, PyString>,
         arguments: &Bound<'py, PyTuple>,
         keywords: Option<&Bound<'py, PyDict>>,
     ) -> PyResult<Bound<'py, PyAny>> {
-        let numpy = this.py().import("numpy")?;
-        let array = numpy.call_method1("frombuffer", (this, numpy.getattr("uint8")?))?;
+        let py = this.py();
+        let numpy = py.import(intern!(py, "numpy"))?;
+        let bytes = numpy.getattr(intern!(py, "uint8"))?;
+        let array = numpy.call_method1(intern!(py, "frombuffer"), (this, bytes))?;
         array.call_method(method, arguments, keywords)
     }
 }
 
 impl Drop for Buffer {
     fn drop(&mut self) {
-        if self.place.address() == 0 {
+        if self.place.address().is_none() {
             return;
         }
         // On any thread, from a finaliser, perhaps while an exception is on its way: none is made here.
         Python::attach(|_| {
             self.space.get().shared.held(|state| {
-                let address = state.buffer_at(&self.place)?;
                 // What somebody has pinned by its address stays theirs.
-                state.free(address).map(drop)
+                state.at_buffer(&self.place, |state, address| state.free(address))
             });
         });
     }
@@ -231,22 +291,21 @@ impl Buffer {
     ///
     /// Raises NotAllocated if it was freed, as everything that needs the memory does.
     #[getter]
-    fn address(&self, py: Python<'_>) -> PyResult<u64> {
-        self.at(py, |_, address| Ok(address))
+    fn address<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyInt>> {
+        integer(py, self.at(py, |_, address| Ok(address))?.into())
     }
 
     /// How many bytes it has.
-    #[getter]
-    fn nbytes(&self) -> usize {
-        self.nbytes
+    #[getter(nbytes)]
+    fn nbytes_<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyInt>> {
+        integer(py, self.nbytes as u128)
     }
 
     /// Its descriptor: kind, owner, pins and record.
     #[getter]
     fn descriptor(&self, py: Python<'_>) -> PyResult<Descriptor> {
         let shared = &self.space.get().shared;
-        shared.attached(py, |state| {
-            let address = state.buffer_at(&self.place)?;
+        self.attached_at(py, |state, address| {
             let size = state.lookup(address).map_or(0, |found| found.size);
             Descriptor::new(py, shared, state, address, size)
         })
@@ -268,7 +327,44 @@ impl Buffer {
     #[getter]
     fn freed(&self, py: Python<'_>) -> PyResult<bool> {
         let shared = &self.space.get().shared;
-        shared.brief(py, |state| Ok(state.buffer_at(&self.place).is_err()))
+        shared.brief(py, |state| Ok(state.buffer_at(&self.place).is_none()))
+    }
+
+    /// How often it is pinned: once for each view or array that was made of it and is still there, for
+    /// each `pin`, and for each pin of its address in the space.
+    #[getter]
+    fn pins<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyInt>> {
+        let pins = self.at(py, |state, address| {
+            Ok(state.lookup_described(address).map_or(0, |found| found.pins))
+        });
+        integer(py, pins?.into())
+    }
+
+    /// Pins it, so that its address can be kept: it is neither freed nor moved while the pin lives.
+    ///
+    /// Meanwhile `free` raises Busy, and what moves buffers to make room (`alloc_run` with `relocate`,
+    /// `compact`) leaves it where it is.
+    ///
+    /// Returns: a `BufferPin`. It ends when it is collected, or at the end of a `with` block.
+    ///
+    /// Raises:
+    ///     NotAllocated: it was freed.
+    ///     MemoryError: there is no memory for one pin more.
+    ///
+    /// Takes as long as `Space.pin`, and making an object.
+    ///
+    /// >>> import ctypes, potad
+    /// >>> buffer = potad.Arena(1 << 20).alloc(100)
+    /// >>> with buffer.pin():
+    /// ...     _ = ctypes.memset(buffer.address, 7, 100)
+    /// >>> pin = buffer.pin()  # such as for pyarrow.foreign_buffer(buffer.address, 100, base=pin)
+    /// >>> buffer.pins
+    /// 1
+    /// >>> del pin
+    /// >>> buffer.free()
+    #[pyo3(signature = ())]
+    fn pin(this: &Bound<'_, Self>) -> PyResult<BufferPin> {
+        BufferPin::new(this)
     }
 
     /// Frees it.
@@ -303,13 +399,14 @@ impl Buffer {
         self.nbytes
     }
 
-    fn __repr__(&self, py: Python<'_>) -> PyResult<String> {
-        let shared = &self.space.get().shared;
-        let place = shared.brief(py, |state| Ok(state.buffer_at(&self.place)))?;
-        Ok(match place {
-            Ok(address) => format!("<potad.Buffer of {} bytes at {address:#x}>", self.nbytes),
-            Err(_) => format!("<potad.Buffer of {} bytes, freed>", self.nbytes),
-        })
+    fn __repr__<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyString>> {
+        let (shared, nbytes) = (&self.space.get().shared, self.nbytes);
+        match shared.brief(py, |state| Ok(state.buffer_at(&self.place)))? {
+            Some(address) => {
+                string(py, format_args!("<potad.Buffer of {nbytes} bytes at {address:#x}>"))
+            }
+            None => string(py, format_args!("<potad.Buffer of {nbytes} bytes, freed>")),
+        }
     }
 
     /// A view of the bytes for other libraries, as DLPack has it.
@@ -318,7 +415,8 @@ impl Buffer {
         this: &Bound<'py, Self>,
         keywords: Option<&Bound<'py, PyDict>>,
     ) -> PyResult<Bound<'py, PyAny>> {
-        Self::as_array(this, "__dlpack__", &PyTuple::empty(this.py()), keywords)
+        let py = this.py();
+        Self::as_array(this, intern!(py, "__dlpack__"), &tuple(py, [])?, keywords)
     }
 
     /// The kind and number of the device, as DLPack counts them: the processor's memory.
@@ -326,17 +424,15 @@ impl Buffer {
         (1, 0)
     }
 
-    fn __reduce_ex__<'py>(
-        this: &Bound<'py, Self>,
-        protocol: u32,
-    ) -> PyResult<(Bound<'py, PyAny>, (Bound<'py, PyAny>,))> {
+    fn __reduce_ex__<'py>(this: &Bound<'py, Self>, protocol: u32) -> PyResult<Bound<'py, PyTuple>> {
         let py = this.py();
-        let read = py.import("potad.arena")?.getattr("_read")?;
-        let bytes = match protocol {
-            0..5 => py.import("builtins")?.getattr("bytearray")?.call1((this,))?,
-            _ => py.import("pickle")?.getattr("PickleBuffer")?.call1((this,))?,
+        let read = py.import(intern!(py, "potad.arena"))?.getattr(intern!(py, "_read"))?;
+        let (module, class) = match protocol {
+            0..5 => (intern!(py, "builtins"), intern!(py, "bytearray")),
+            _ => (intern!(py, "pickle"), intern!(py, "PickleBuffer")),
         };
-        Ok((read, (bytes,)))
+        let bytes = py.import(module)?.getattr(class)?.call1((this,))?;
+        tuple(py, [read, tuple(py, [bytes])?.into_any()])
     }
 
     /// Safety: as Python asks for a buffer.
@@ -345,32 +441,16 @@ impl Buffer {
         view: *mut ffi::Py_buffer,
         flags: c_int,
     ) -> PyResult<()> {
-        let it = this.get();
         // SAFETY: Python's own; if there is no view, it is to say so.
         unsafe { (*view).obj = std::ptr::null_mut() };
-        let address = it.at(this.py(), |state, address| {
-            state.pin(address)?;
-            it.place.exports.fetch_add(1, Ordering::AcqRel);
-            Ok(address)
-        })?;
-        // SAFETY: the memory is mapped as long as there is the space, which `this` keeps, and in use by
-        // nobody else as long as it is pinned.
-        let done = unsafe {
-            let len = it.nbytes as ffi::Py_ssize_t;
-            ffi::PyBuffer_FillInfo(view, this.as_ptr(), address as *mut c_void, len, 0, flags)
-        };
-        if done < 0 {
-            it.end_export(this.py())?;
-            return Err(PyErr::fetch(this.py()));
-        }
-        Ok(())
+        let export = Export::new(&this)?;
+        // SAFETY: the caller's.
+        unsafe { Export::fill(&export, view, flags) }
     }
 
-    /// Safety: as Python gives a buffer back.
-    unsafe fn __releasebuffer__(&self, py: Python<'_>, _view: *mut ffi::Py_buffer) {
-        // An error is only possible where the space is of no further use.
-        let _ = self.end_export(py);
-    }
+    /// Never called, since it is the export that a view gives back. NumPy looks whether it is there:
+    /// `frombuffer` keeps a view of what has it, but of anything else the object itself, which pins nothing.
+    unsafe fn __releasebuffer__(&self, _view: *mut ffi::Py_buffer) {}
 
     fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
         visit.call(&self.space)
@@ -381,17 +461,9 @@ type Objects = (Option<Py<Kind>>, Option<Py<PyAny>>);
 
 impl Buffer {
     fn objects(&self, py: Python<'_>) -> PyResult<Objects> {
-        self.space.get().shared.attached(py, |state| {
-            let address = state.buffer_at(&self.place)?;
+        self.attached_at(py, |state, address| {
             let label = state.lookup_described(address).map(|found| found.label);
             Ok(state.objects(py, label.unwrap_or_default()))
-        })
-    }
-
-    fn end_export(&self, py: Python<'_>) -> PyResult<()> {
-        self.space.get().shared.brief(py, |state| {
-            self.place.exports.fetch_sub(1, Ordering::AcqRel);
-            state.unpin(self.place.address()).map(drop)
         })
     }
 }

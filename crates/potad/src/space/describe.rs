@@ -281,7 +281,7 @@ impl<P: Probe> Space<P> {
             return Err(Error::Busy { address: found.start, pins: HELD });
         }
         if self.pins(found.start) == 0 {
-            let address = format_args!("{:#x}", found.start);
+            let address = format_args!("{address:#x}");
             return Err(Error::argument("address", address, "in an allocation that is pinned"));
         }
         let granule = self.granule_at(found.start);
