@@ -101,25 +101,44 @@ impl Owners {
         Ok(number)
     }
 
-    /// An owner has no allocation any more: its number may be another's from now on.
+    /// An owner has no allocation any more: its number may be another's from now on, and its object is to
+    /// be dropped.
     pub fn forget(&mut self, number: u32) {
+        let Some(owner) = self.end(number) else { return };
         let entry = &mut self.entries[number as usize - 1];
-        let Entry::Used(owner) = entry else { return };
+        match owner.object {
+            Some(object) => {
+                *entry = Entry::Gone(object, self.gone);
+                self.gone = number;
+            }
+            None => {
+                *entry = Entry::Unused(self.unused);
+                self.unused = number;
+            }
+        }
+    }
+
+    /// The same, but the object is given back; for a number that was not given back yet.
+    pub fn take(&mut self, number: u32) -> Option<Py<PyAny>> {
+        let owner = self.end(number)?;
+        self.entries[number as usize - 1] = Entry::Unused(self.unused);
+        self.unused = number;
+        owner.object
+    }
+
+    /// Takes what a number stands for out of its entry, which is to be filled.
+    fn end(&mut self, number: u32) -> Option<Owner> {
+        let Entry::Used(owner) = &mut self.entries[number as usize - 1] else { return None };
+        let owner = Owner { object: owner.object.take(), buffer: owner.buffer.take() };
         self.forgotten += 1;
-        let object = owner.object.take();
-        match (&owner.buffer, &object) {
+        match (&owner.buffer, &owner.object) {
             (Some(place), _) => place.leave(),
             (None, Some(object)) => {
                 self.numbers.remove(&(object.as_ptr() as usize));
             }
             (None, None) => {}
         }
-        let (next, first) = match object {
-            Some(object) => (Entry::Gone(object, self.gone), &mut self.gone),
-            None => (Entry::Unused(self.unused), &mut self.unused),
-        };
-        *entry = next;
-        *first = number;
+        Some(owner)
     }
 
     /// Whether there are objects to drop.

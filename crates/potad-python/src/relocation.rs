@@ -119,7 +119,7 @@ impl State {
         // Before the moves, which are not taken back once all are made.
         let ready = self.make_ready(named, align)?;
         if let Err(error) = self.make_all(begun) {
-            self.make_unready(ready);
+            self.make_unready(ready, named);
             return Err(error);
         }
         let start = self.space.finish_run(begun).expect("nobody came between");
@@ -138,7 +138,7 @@ impl State {
         match kept.and_then(|mut kept| self.space.finish_run(&mut kept)) {
             Some(start) => self.describe(start, named, &ready, align).map(|()| Some(start)),
             None => {
-                self.make_unready(ready);
+                self.make_unready(ready, named);
                 Ok(None)
             }
         }

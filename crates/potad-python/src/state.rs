@@ -248,7 +248,7 @@ impl State {
             }
         });
         if done.is_err() {
-            self.make_unready(ready);
+            self.make_unready(ready, named);
         }
         done
     }
@@ -268,23 +268,24 @@ impl State {
         match self.space.make_room_to_describe(ready.label, align) {
             Ok(()) => Ok(ready),
             Err(error) => {
-                self.make_unready(ready);
+                self.make_unready(ready, named);
                 Err(error)
             }
         }
     }
 
-    pub fn make_unready(&mut self, ready: Ready) {
+    /// Nothing was allocated. The references that were taken are given back, if nothing has used them.
+    pub fn make_unready(&mut self, ready: Ready, named: &mut Named) {
         if ready.is_new {
-            self.forget_new(ready.label.owner);
+            named.owner = self.forget_new(ready.label.owner);
         }
     }
 
-    /// Gives back the number of an owner of whom nothing was allocated after all.
-    pub fn forget_new(&mut self, owner: u32) {
-        // If the core has come to count the owner, it tells of it here.
+    /// Gives back the number of an owner of whom nothing was allocated after all, and its object.
+    pub fn forget_new(&mut self, owner: u32) -> Option<Py<PyAny>> {
+        // If the core has come to count the owner, it tells of it here, and the object is to be dropped.
         self.settle_owners();
-        self.owners.forget(owner);
+        self.owners.take(owner)
     }
 
     /// Describes an allocation that was just made.

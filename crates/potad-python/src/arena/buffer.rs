@@ -113,7 +113,7 @@ impl State {
                 Ok(())
             }
             Err(error) => {
-                self.forget_new(owner);
+                *object = self.forget_new(owner);
                 Err(error)
             }
         }
