@@ -19,6 +19,7 @@ struct Known {
 struct Look {
     record: Record,
     bytes: Vec<u8>,
+    kind: Option<Kind>,
     /// Where its allocation starts, while that lives.
     start: Option<u64>,
 }
@@ -84,7 +85,7 @@ impl Pair {
         let Some(start) = self.victim(random) else { return self.alloc(random) };
         let known = self.live[&start].clone();
         let busy = Error::Busy { address: start, pins: known.pins };
-        match random.within(0..16) {
+        match random.within(0..17) {
             0..4 => self.alloc(random),
             4..7 => match self.space.free(start) {
                 Ok(size) => {
@@ -163,24 +164,45 @@ impl Pair {
                 self.live.get_mut(&start).unwrap().record = bytes.clone();
                 let same = self.looks.iter_mut().filter(|look| look.start == Some(start));
                 same.for_each(|look| look.bytes.clone_from(&bytes));
-                self.looks.push(Look { record, bytes, start: Some(start) });
+                let kind = known.label.kind;
+                self.looks.push(Look { record, bytes, kind, start: Some(start) });
             }
             14 if !self.looks.is_empty() => {
                 let at = random.within(0..self.looks.len() as u64) as usize;
                 let look = self.looks.swap_remove(at);
                 self.space.look_away(look.record);
             }
-            _ => {
-                let live: BTreeSet<u32> =
-                    self.live.values().map(|known| known.label.owner).collect();
-                let mut gone = Vec::new();
-                self.space.take_released(|owner| gone.push(owner));
-                gone.sort_unstable();
-                let expected: Vec<u32> = self.owners.difference(&live).copied().collect();
-                assert_eq!(gone, expected);
-                self.owners.retain(|owner| live.contains(owner));
+            15 => {
+                self.take_released();
+                let at = random.within(0..self.kinds.len() as u64) as usize;
+                let kind = self.kinds[at].0;
+                let is_looked_at = self.looks.iter().any(|look| look.kind == Some(kind));
+                let is_live = self.live.values().any(|known| known.label.kind == Some(kind));
+                let removed = self.space.remove_kind(kind);
+                assert_eq!(removed, !is_looked_at && !is_live);
+                if removed {
+                    assert!(!self.space.remove_kind(kind), "it is not known any more");
+                    let label = Label { kind: Some(kind), owner: 0 };
+                    assert!(self.space.alloc_described(1, None, label).is_err());
+                    // Its number and its chunks serve another kind, with records of another size.
+                    let bytes = random.pick(&[0, 8, 24, 360]);
+                    let again = self.space.add_kind(bytes, false).expect("a kind");
+                    assert_eq!(again, kind);
+                    self.kinds[at] = (again, bytes);
+                }
             }
+            _ => self.take_released(),
         }
+    }
+
+    fn take_released(&mut self) {
+        let live: BTreeSet<u32> = self.live.values().map(|known| known.label.owner).collect();
+        let mut gone = Vec::new();
+        self.space.take_released(|owner| gone.push(owner));
+        gone.sort_unstable();
+        let expected: Vec<u32> = self.owners.difference(&live).copied().collect();
+        assert_eq!(gone, expected);
+        self.owners.retain(|owner| live.contains(owner));
     }
 
     fn compare(&self, random: &mut Random) {
@@ -236,6 +258,24 @@ fn descriptors_beside_the_model() {
             pair.space.look_away(look.record);
         }
         pair.space.check().expect("the recount agrees");
+    }
+}
+
+#[test]
+fn a_kind_that_is_removed_leaves_nothing() {
+    let mut space = Space::new(0, 1 << 20, 1).expect("a space");
+    let mut bytes = None;
+    for round in 0..1000 {
+        let kind = space.add_kind(100 + round % 7, round % 2 == 0).expect("a kind");
+        let label = Label { kind: Some(kind), owner: 1 };
+        let at = space.alloc_described(1, None, label).expect("room");
+        assert!(!space.remove_kind(kind), "an allocation is of it");
+        space.free(at).expect("it is allocated");
+        assert!(!space.remove_kind(kind), "its owner has not been told of");
+        space.take_released(|_| ());
+        assert!(space.remove_kind(kind));
+        space.check().expect("the recount agrees");
+        assert!(space.metadata_bytes() <= *bytes.get_or_insert(space.metadata_bytes()));
     }
 }
 
