@@ -44,10 +44,7 @@ pub struct Numbers(OnceLock<Vec<u64>>);
 
 /// A list of numbers as a new array, which takes the list's memory. If there is no memory for the array
 /// itself, the list stays as it is.
-pub fn array<'py>(
-    py: Python<'py>,
-    numbers: &mut Vec<u64>,
-) -> PyResult<Bound<'py, PyArray1<u64>>> {
+pub fn array<'py>(py: Python<'py>, numbers: &mut Vec<u64>) -> PyResult<Bound<'py, PyArray1<u64>>> {
     let base = Bound::new(py, Numbers(OnceLock::new()))?;
     let mut len = numbers.len() as isize;
     // SAFETY: the array is of so many numbers, which stay where they are when the list moves into `base`,
@@ -59,7 +56,15 @@ pub fn array<'py>(
         let data = numbers.as_mut_ptr().cast();
         let (strides, flags) = (std::ptr::null_mut(), NPY_ARRAY_CARRAY);
         let array = PY_ARRAY_API.PyArray_NewFromDescr(
-            py, class, dtype, 1 as c_int, &mut len, strides, data, flags, std::ptr::null_mut(),
+            py,
+            class,
+            dtype,
+            1 as c_int,
+            &mut len,
+            strides,
+            data,
+            flags,
+            std::ptr::null_mut(),
         );
         let array = Bound::from_owned_ptr_or_err(py, array)?;
         let base_ptr = base.clone().into_ptr();
@@ -123,9 +128,7 @@ fn from_array(name: &'static str, array: &Bound<'_, PyAny>) -> PyResult<Vec<u64>
         "i" => {
             let numbers: Vec<i64> = elements(&astype(intern!(py, "=i8"))?)?;
             match numbers.iter().position(|&number| number < 0) {
-                None => {
-                    checked(py, memory::collect(numbers.iter().map(|&number| number as u64)))
-                }
+                None => checked(py, memory::collect(numbers.iter().map(|&number| number as u64))),
                 Some(at) => Err(raise::<PyValueError>(
                     py,
                     format_args!("{name}[{at}] must be at least 0, not {}", numbers[at]),

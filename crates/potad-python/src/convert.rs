@@ -95,10 +95,7 @@ pub fn size(name: &'static str, object: &Bound<'_, PyAny>) -> PyResult<u128> {
 pub fn flag(name: &str, object: &Bound<'_, PyAny>) -> PyResult<bool> {
     object.extract().map_err(|_| {
         let value = describe(object);
-        raise::<PyTypeError>(
-            object.py(),
-            format_args!("{name} must be True or False, not {value}"),
-        )
+        raise::<PyTypeError>(object.py(), format_args!("{name} must be True or False, not {value}"))
     })
 }
 

@@ -197,7 +197,8 @@ unsafe fn pass_on(
             // dictionary are nobody else's yet, and a tuple takes the references it is given.
             unsafe {
                 let positional = Bound::from_owned_ptr_or_err(py, ffi::PyTuple_New(count + 1))?;
-                let values = std::iter::once(this).chain((0..count).map(|at| *arguments.add(at as usize)));
+                let values =
+                    std::iter::once(this).chain((0..count).map(|at| *arguments.add(at as usize)));
                 for (at, value) in (0..).zip(values) {
                     ffi::PyTuple_SetItem(positional.as_ptr(), at, ffi::Py_NewRef(value));
                 }

@@ -35,7 +35,9 @@ fn large(py: Python<'_>, value: u128) -> PyResult<Bound<'_, PyInt>> {
     // All digits and the end fit.
     let _ = write!(text, "{value:x}\0");
     // SAFETY: a text of digits with an end.
-    unsafe { made(py, ffi::PyLong_FromString(text.bytes.as_ptr().cast(), std::ptr::null_mut(), 16)) }
+    unsafe {
+        made(py, ffi::PyLong_FromString(text.bytes.as_ptr().cast(), std::ptr::null_mut(), 16))
+    }
 }
 
 /// A text that is put together on the stack.

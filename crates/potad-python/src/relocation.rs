@@ -86,12 +86,7 @@ impl State {
     }
 
     /// Allocates a run, or begins the moves that make room for it and that owners are asked about.
-    fn begin_run(
-        &mut self,
-        run: Run,
-        call: Call,
-        named: &mut Named,
-    ) -> Result<Begun<u64>, Error> {
+    fn begin_run(&mut self, run: Run, call: Call, named: &mut Named) -> Result<Begun<u64>, Error> {
         let Run { size, align, within, fit } = run;
         let alloc = |space: &mut potad::Space| space.alloc_run(size, align, within, fit);
         match self.allocate(named, Some(align), alloc) {

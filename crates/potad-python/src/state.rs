@@ -338,8 +338,11 @@ impl State {
     /// What is in the way of a run, by kind and owner, most first.
     pub fn obstacles(&self, within: potad::Window) -> Result<Vec<Tally>, Error> {
         let rows = self.space.obstacles(within)?.into_iter();
-        self.merge(rows.map(|Obstacle { label, why, count, size }| {
-            Tally { label, why: Some(why), count, size }
+        self.merge(rows.map(|Obstacle { label, why, count, size }| Tally {
+            label,
+            why: Some(why),
+            count,
+            size,
         }))
     }
 

@@ -196,7 +196,8 @@ impl Hooks {
         let at = AtomicPtr::new(std::ptr::null_mut());
         let allocator = Allocator { context: at, malloc, calloc, realloc, free };
         let handler = Handler { name, version: 1, allocator };
-        let kept = Py::new(py, Kept { handler, context: Context { shared: shared.share(), kind } })?;
+        let kept =
+            Py::new(py, Kept { handler, context: Context { shared: shared.share(), kind } })?;
         let Kept { handler, context } = kept.get();
         let at = std::ptr::from_ref(context).cast_mut().cast();
         handler.allocator.context.store(at, Ordering::Relaxed);

@@ -160,8 +160,7 @@ impl Space {
         let alloc = move |space: &mut potad::Space| space.alloc_run(size, align, within, fit);
         let mut named = Named::new(kind, owner);
         let (py, this) = (this.py(), this.get());
-        let start =
-            this.shared.long(py, |state| state.allocate(&mut named, Some(align), alloc))?;
+        let start = this.shared.long(py, |state| state.allocate(&mut named, Some(align), alloc))?;
         this.allocated(py, start)
     }
 
@@ -305,10 +304,7 @@ impl Space {
 }
 
 /// A list of pairs of start and size.
-pub(super) fn ranges<'py>(
-    py: Python<'py>,
-    ranges: &[(u64, u128)],
-) -> PyResult<Bound<'py, PyList>> {
+pub(super) fn ranges<'py>(py: Python<'py>, ranges: &[(u64, u128)]) -> PyResult<Bound<'py, PyList>> {
     list(py, ranges.iter(), |&(start, size)| {
         let pair = [integer(py, start.into())?.into_any(), integer(py, size)?.into_any()];
         Ok(tuple(py, pair)?.into_any())

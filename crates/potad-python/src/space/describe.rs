@@ -273,8 +273,7 @@ impl Space {
         }
         for described in &found {
             let Ok(size) = u64::try_from(described.size) else {
-                let text =
-                    "an allocation has all 2**64 addresses, a size that uint64 cannot hold";
+                let text = "an allocation has all 2**64 addresses, a size that uint64 cannot hold";
                 return Err(raise::<PyOverflowError>(py, text));
             };
             starts.push(described.start);
