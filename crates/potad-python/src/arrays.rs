@@ -14,7 +14,7 @@ use std::mem;
 use std::sync::OnceLock;
 
 use numpy::npyffi::{NPY_ARRAY_CARRAY, NpyTypes, PY_ARRAY_API};
-use numpy::{Element, PyArray1, PyArrayMethods};
+use numpy::{Element, PyArray1, PyArrayMethods, PyUntypedArrayMethods};
 use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::ffi;
 use pyo3::intern;
@@ -83,11 +83,17 @@ pub fn room<T>(py: Python<'_>, count: usize) -> PyResult<Vec<T>> {
 
 /// The elements of an array, if they lie one after the other.
 fn contiguous<T: Element + Copy>(array: &Bound<'_, PyArray1<T>>) -> PyResult<Option<Vec<T>>> {
-    let py = array.py();
-    let Ok(array) = array.try_readonly() else { return Ok(None) };
-    let Ok(elements) = array.as_slice() else { return Ok(None) };
-    let mut copy = room(py, elements.len())?;
-    copy.extend_from_slice(elements);
+    let (len, data) = (array.len(), array.data());
+    if !array.is_c_contiguous() || !data.is_aligned() {
+        return Ok(None);
+    }
+    let mut copy: Vec<T> = room(array.py(), len)?;
+    // SAFETY: so many elements lie there, and there is room for them. Python code that writes to the array
+    // waits for the interpreter; whatever else does is a race that the caller has made.
+    unsafe {
+        copy.as_mut_ptr().copy_from_nonoverlapping(data, len);
+        copy.set_len(len);
+    }
     Ok(Some(copy))
 }
 

@@ -12,6 +12,7 @@
 //! between the answer and what follows from it.
 
 use std::collections::HashMap;
+use std::mem;
 
 use pyo3::exceptions::{PyException, PyTypeError};
 use pyo3::intern;
@@ -56,7 +57,10 @@ pub struct Blocks {
 }
 
 /// What was moved: old and new address and size.
-pub type Moved = (u64, u64, u128);
+type Moved = (u64, u64, u128);
+
+/// The same, and what asks its owner.
+type MoveMade = (Moved, Option<Py<PyAny>>);
 
 /// Moves under way that the space keeps: their number there, what they are, and how many free blocks
 /// there are when all are made.
@@ -139,20 +143,28 @@ impl State {
         }
     }
 
+    /// Makes free blocks, or begins the moves for that if owners are asked about them: how many. What was
+    /// moved is added to `made`.
     fn begin_blocks(
         &mut self,
         blocks: Blocks,
         call: Call,
-    ) -> Result<Begun<(usize, Vec<Move>)>, Error> {
+        made: &mut Vec<MoveMade>,
+    ) -> Result<Begun<usize>, Error> {
         let Blocks { size, count, within, budget } = blocks;
         let mut begun = self.space.begin_compaction(size, count, within, budget, call)?;
         if self.has_to_ask(&begun) {
             return self.keep(begun).map(Begun::Asking);
         }
         begun.leave_call();
+        // Before the moves, which are not taken back once all are made.
+        if let Err(error) = reserve(made, begun.moves().len()) {
+            self.space.give_up(&mut begun);
+            return Err(error);
+        }
         self.make_all(&mut begun)?;
-        let blocks = self.space.finish_compaction(&mut begun);
-        Ok(Begun::Done((blocks, begun.into_moves())))
+        made.extend(begun.moves().iter().map(|it| (moved_of(it), None)));
+        Ok(Begun::Done(self.space.finish_compaction(&mut begun)))
     }
 
     fn give_up_kept(&mut self, number: u64) {
@@ -179,7 +191,7 @@ struct Mover<'a, 'py> {
     space: &'a Bound<'py, Space>,
     call: Call,
     /// The moves made, in order, and what asks the owner of each.
-    made: Vec<(Moved, Option<Py<PyAny>>)>,
+    made: Vec<MoveMade>,
     refused: Vec<Refused>,
     /// Owners by where they are, which they stay as long as they are here.
     owners: HashMap<usize, (Py<PyAny>, Asked)>,
@@ -357,7 +369,7 @@ impl<'a, 'py> Mover<'a, 'py> {
     fn take_back(&mut self) {
         let py = self.py();
         let call = self.call;
-        for ((old, new, size), handler) in std::mem::take(&mut self.made).into_iter().rev() {
+        for ((old, new, size), handler) in mem::take(&mut self.made).into_iter().rev() {
             let shared = &self.space.get().shared;
             let mut descriptor = None;
             let begun = shared.attached(py, |state| {
@@ -492,31 +504,31 @@ fn alloc_run_by(
 }
 
 /// Makes free blocks: how many of those that are wanted there are, and what was moved.
-pub fn compact(space: &Bound<'_, Space>, blocks: Blocks) -> PyResult<(usize, Vec<Moved>)> {
+pub fn compact<'py>(
+    space: &Bound<'py, Space>,
+    blocks: Blocks,
+) -> PyResult<(usize, Bound<'py, PyList>)> {
     let mut mover = Mover::new(space)?;
     let mut under_way = None;
     let done = compact_by(&mut mover, blocks, &mut under_way);
     mover.end(under_way);
-    let (blocks, rest) = done?;
-    let mut moved = mover.room(mover.made.len() + rest.len())?;
-    moved.extend(mover.made.iter().map(|(moved, _)| *moved).chain(rest));
-    Ok((blocks, moved))
+    Ok((done?, addresses(space.py(), &mover.made)?))
 }
 
 fn compact_by(
     mover: &mut Mover<'_, '_>,
     blocks: Blocks,
     under_way: &mut Option<u64>,
-) -> PyResult<(usize, Vec<Moved>)> {
+) -> PyResult<usize> {
     let call = mover.call;
     loop {
         let spent: u128 = mover.made.iter().map(|((_, _, size), _)| size).sum();
         let blocks = Blocks { budget: blocks.budget.saturating_sub(spent), ..blocks };
-        let kept = match mover.long(move |state| state.begin_blocks(blocks, call))? {
-            Begun::Done((blocks, moves)) => {
-                let moved = memory::collect(moves.iter().map(moved_of));
-                return Ok((blocks, checked(mover.py(), moved)?));
-            }
+        let mut made = mem::take(&mut mover.made);
+        let begun = mover.long(|state| state.begin_blocks(blocks, call, &mut made));
+        mover.made = made;
+        let kept = match begun? {
+            Begun::Done(blocks) => return Ok(blocks),
             Begun::Asking(kept) => kept,
         };
         let number = kept.number;
@@ -528,7 +540,7 @@ fn compact_by(
         })?;
         *under_way = None;
         if mover.rounds > 0 && (found >= kept.blocks || mover.rounds > ROUNDS_MAX) {
-            return Ok((found, Vec::new()));
+            return Ok(found);
         }
     }
 }
@@ -611,8 +623,8 @@ fn row<'py>(
 }
 
 /// What was moved, as Python has it.
-pub fn addresses<'py>(py: Python<'py>, moved: &[Moved]) -> PyResult<Bound<'py, PyList>> {
-    list(py, moved.iter(), |&(old, new, size)| {
+fn addresses<'py>(py: Python<'py>, made: &[MoveMade]) -> PyResult<Bound<'py, PyList>> {
+    list(py, made.iter(), |&((old, new, size), _)| {
         let (old, new) = (integer(py, old.into())?.into_any(), integer(py, new.into())?.into_any());
         Ok(tuple(py, [old, new, integer(py, size)?.into_any()])?.into_any())
     })

@@ -136,9 +136,11 @@ impl Arena {
         // What makes no space is said before anything is mapped.
         checked(py, potad::Space::new(0, bytes, granule))?;
         let no_memory = |error: std::io::Error| {
+            // By its number: the system's text for it would take memory.
+            let error = error.raw_os_error().unwrap_or_default();
             raise::<PyMemoryError>(
                 py,
-                format_args!("no range of {bytes} bytes of addresses: {error}"),
+                format_args!("no range of {bytes} bytes of addresses (error {error})"),
             )
         };
         let size = usize::try_from(bytes)

@@ -105,8 +105,9 @@ impl Space {
     /// owner; only if it was pinned or cut meanwhile it stays, and the owner is asked about the way back.
     /// If an owner refuses, or raises, which is told to `sys.unraisablehook`, another place is taken.
     /// Blocks keep their alignment, and runs the one they were asked for with. If the run cannot be had
-    /// in the end, what was moved is moved back, its owners being asked again: one that refuses that, and
-    /// what somebody else has taken the old place of, stays. Where there is no room elsewhere for what is in
+    /// in the end, what was moved is moved back, its owners being asked again. What stays: what an owner
+    /// refuses to have moved back, what another thread has taken the old place of, and what there is no
+    /// memory to move back with. Where there is no room elsewhere for what is in
     /// a place, the next cheapest is tried, some 4,000 of them at most.
     ///
     /// >>> import potad

@@ -12,7 +12,7 @@ use crate::descriptor::Descriptor;
 use crate::errors::checked;
 use crate::memory;
 use crate::objects::{integer, list, tuple};
-use crate::relocation::{self, Blocks, addresses, no_room};
+use crate::relocation::{self, Blocks, no_room};
 
 static COMPACTION: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
 static PLAN: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
@@ -38,7 +38,8 @@ impl Space {
     ///
     /// Raises:
     ///     ValueError, TypeError, OverflowError: an argument is not as above.
-    ///     MemoryError: there is no memory for metadata.
+    ///     MemoryError: there is no memory for metadata. Moves that owners were asked about and that were
+    ///         made before stay made.
     ///
     /// Takes nanoseconds for each 64 granules of the space, a microsecond for each allocation that is
     /// moved, and what their owners do.
@@ -67,7 +68,7 @@ impl Space {
         let py = this.py();
         let (blocks, moved) = relocation::compact(this, blocks(size, &count, within, budget)?)?;
         let make = COMPACTION.import(py, "potad.relocation", "compaction")?;
-        make.call1((integer(py, blocks as u128)?, addresses(py, &moved)?))
+        make.call1((integer(py, blocks as u128)?, moved))
     }
 
     /// Where a run would be for which the least would have to go, and how much that is.
