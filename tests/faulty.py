@@ -8,7 +8,10 @@ from typing import Any
 
 from potad.swap.file import System
 
-CALLS = ("open", "pread", "preadv", "pwritev", "fdatasync", "ftruncate", "punch_hole")
+CALLS = (
+    "open", "fstat", "lstat", "fchmod", "unlink",
+    "pread", "preadv", "pwritev", "fdatasync", "ftruncate", "punch_hole",
+)  # fmt: skip
 
 
 class Faulty(System):

@@ -44,6 +44,12 @@ def state(swap: potad.SwapFile) -> tuple[Any, ...]:
     return swap.size, space.used, space.available, known, content(swap)
 
 
+def private(path: Path, data: bytes) -> None:
+    """Writes a file that a swap file may be made of: of its user alone."""
+    path.write_bytes(data)
+    path.chmod(0o600)
+
+
 def has_holes(directory: Path) -> bool:
     """Whether a file system gives back what is punched out of a file."""
     path = directory / "holes"

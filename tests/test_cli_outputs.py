@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
 from pathlib import Path
@@ -58,6 +59,116 @@ def test_a_new_file_has_the_usual_mode(tmp_path: Path) -> None:
     finally:
         os.umask(before)
     assert stat.S_IMODE((tmp_path / "new").stat().st_mode) == 0o640
+
+
+def test_what_is_not_whole_is_of_its_user_alone(tmp_path: Path) -> None:
+    place = tmp_path / "report.json"
+    place.write_bytes(b"old")
+    place.chmod(0o644)
+    before = os.umask(0)
+    try:
+        for name in ("report.json", "new"):
+            with OutputFile(str(tmp_path / name)) as file:
+                file.write(b"secret")
+                (temporary,) = names(tmp_path) - {"report.json"}
+                assert stat.S_IMODE((tmp_path / temporary).stat().st_mode) == 0o600
+    finally:
+        os.umask(before)
+
+
+def test_of_another_users_file_only_a_usual_mode_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 12345)
+    for mode, kept in ((0o4777, 0o644), (0o666, 0o644), (0o600, 0o600)):
+        place = tmp_path / f"{mode:o}"
+        place.write_bytes(b"old")
+        place.chmod(mode)
+        before = os.umask(0o022)
+        try:
+            with OutputFile(str(place)) as file:
+                file.commit()
+        finally:
+            os.umask(before)
+        assert stat.S_IMODE(place.stat().st_mode) == kept
+
+
+def test_links_of_others_where_everybody_can_make_them_are_not_followed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shared, aim = tmp_path / "shared", tmp_path / "aim"
+    shared.mkdir()
+    shared.chmod(0o1777)
+    (shared / "link").symlink_to(aim)
+    (tmp_path / "to it").symlink_to("shared/link")
+    places = [str(shared / "link"), str(tmp_path / "to it")]
+    real, user = os.lstat, os.geteuid()
+
+    def lstat(path: str) -> os.stat_result:
+        """As if the link were another user's; to make one takes root."""
+        found = real(path)
+        if not stat.S_ISLNK(found.st_mode) or not str(path).startswith(str(shared)):
+            return found
+        return os.stat_result([12345 if at == 4 else it for at, it in enumerate(found[:10])])
+
+    for text in (None, b"precious"):
+        if text is not None:
+            aim.write_bytes(text)
+        for place in places:
+            with monkeypatch.context() as patch:
+                patch.setattr(os, "lstat", lstat)
+                with pytest.raises(click.UsageError, match="symbolic link of user 12345"):
+                    OutputFile(place)
+        assert (aim.read_bytes() if aim.exists() else None) == text
+        assert names(shared) == {"link"}
+    # The user's own, and those of whom the directory is.
+    assert user in (shared.stat().st_uid, (shared / "link").lstat().st_uid)
+    for place in places:
+        with OutputFile(place) as file:
+            file.write(b"new")
+            file.commit()
+        assert aim.read_bytes() == b"new"
+        aim.unlink()
+
+
+def test_links_that_lead_nowhere(tmp_path: Path) -> None:
+    (tmp_path / "one").symlink_to("two")
+    (tmp_path / "two").symlink_to("one")
+    with pytest.raises(click.UsageError, match="Too many levels of symbolic links"):
+        OutputFile(str(tmp_path / "one"))
+
+
+def test_a_pipe_by_the_name_of_its_descriptor() -> None:
+    """As `/dev/stdout` is one where a shell has connected it to another command."""
+    ends = os.pipe()
+    try:
+        with OutputFile(f"/proc/self/fd/{ends[1]}") as file:
+            file.write(b"written")
+            file.commit()
+        assert os.read(ends[0], 100) == b"written"
+    finally:
+        for end in ends:
+            os.close(end)
+
+
+def test_a_pipe_that_becomes_a_link_is_not_written_through(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place, aim = tmp_path / "pipe", tmp_path / "aim"
+    os.mkfifo(place)
+    aim.write_bytes(b"precious")
+    real = os.open
+
+    def late(path: str, *arguments: int) -> int:
+        with contextlib.suppress(FileExistsError):
+            place.unlink()
+            place.symlink_to(aim)
+        return real(path, *arguments)
+
+    monkeypatch.setattr(os, "open", late)
+    with pytest.raises(click.UsageError, match="another file was put there"):
+        OutputFile(str(place))
+    assert aim.read_bytes() == b"precious"
 
 
 def test_devices_are_written_directly() -> None:

@@ -29,6 +29,7 @@ from typing import Any
 
 import pytest
 from pool_samples import random_stats, stats, usage
+from swapping import in_child
 
 import potad
 from potad.monitor import BadAnswer, NotServing, Snapshot, place, running, snapshot
@@ -351,6 +352,176 @@ def test_stale_sockets_are_replaced_and_live_ones_are_not(directory: Path) -> No
         assert raised.value.filename == str(path)
         assert snapshot(server.path).kind == "space"
     assert not path.exists()
+
+
+KINDS = [socket.SOCK_STREAM, socket.SOCK_DGRAM, socket.SOCK_SEQPACKET]
+
+
+def number_of(path: Path) -> int:
+    return path.lstat().st_ino
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_socket_of_any_type_is_replaced_only_once_its_process_has_ended(
+    directory: Path, kind: socket.SocketKind
+) -> None:
+    path = place.made_directory() / "x"
+    with socket.socket(socket.AF_UNIX, kind) as live:
+        live.bind(str(path))
+        if kind != socket.SOCK_DGRAM:
+            live.listen()
+        before = number_of(path)
+        with pytest.raises(FileExistsError) as raised:
+            potad.serve(SPACE, path)
+        assert raised.value.filename == str(path)
+        assert number_of(path) == before
+        with socket.socket(socket.AF_UNIX, kind) as client:
+            client.connect(str(path))
+    with potad.serve(SPACE, path):
+        assert snapshot(path).kind == "space"
+
+
+def test_a_socket_with_as_many_clients_as_may_wait_is_served(directory: Path) -> None:
+    path = place.made_directory() / "x"
+    with socket.socket(socket.AF_UNIX) as full, ExitStack() as stack:
+        full.bind(str(path))
+        full.listen(0)
+        for _ in range(2):
+            waiting = stack.enter_context(socket.socket(socket.AF_UNIX))
+            waiting.setblocking(False)
+            with suppress(BlockingIOError):
+                waiting.connect(str(path))
+        with pytest.raises(FileExistsError, match="served by a running process"):
+            potad.serve(SPACE, path)
+        assert path.exists()
+
+
+def test_a_socket_that_may_not_be_connected_to_may_be_in_use() -> None:
+    def work() -> None:
+        if os.getuid() == 0:
+            os.setgid(65534)
+            os.setuid(65534)
+        with (
+            tempfile.TemporaryDirectory(dir="/tmp") as folder,
+            socket.socket(socket.AF_UNIX) as live,
+        ):
+            path = Path(folder, "x")
+            live.bind(str(path))
+            live.listen()
+            path.chmod(0)
+            with pytest.raises(FileExistsError, match=r"may be in use \(Permission denied\)"):
+                potad.serve(SPACE, path)
+            assert path.exists()
+
+    assert in_child(work) == 0
+
+
+def test_a_socket_of_another_user_is_left_alone(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = place.made_directory() / "x"
+    with socket.socket(socket.AF_UNIX) as dead:
+        dead.bind(str(path))
+    user = os.geteuid()
+    monkeypatch.setattr(os, "geteuid", lambda: 12345)
+    with pytest.raises(FileExistsError, match=f"is a socket of user {user}"):
+        potad.serve(SPACE, path)
+    assert path.exists()
+
+
+def test_a_socket_that_has_no_listener_yet_is_taken_for_stale(directory: Path) -> None:
+    path = place.made_directory() / "x"
+    with socket.socket(socket.AF_UNIX) as early:
+        early.bind(str(path))
+        with potad.serve(SPACE, path):
+            assert snapshot(path).kind == "space"
+
+
+def test_what_takes_the_place_of_a_stale_socket_meanwhile_stays(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = place.made_directory() / "x"
+    with socket.socket(socket.AF_UNIX) as dead:
+        dead.bind(str(path))
+    os.link(path, directory / "kept")  # so that its number is not used again
+    real = place._connecting
+    with socket.socket(socket.AF_UNIX) as quicker:
+
+        def connecting(path: Path) -> OSError | None:
+            answer = real(path)
+            path.unlink()
+            quicker.bind(str(path))
+            quicker.listen()
+            return answer
+
+        monkeypatch.setattr(place, "_connecting", connecting)
+        with pytest.raises(OSError, match="Address already in use"):
+            potad.serve(SPACE, path)
+        assert real(path) is None
+
+
+def test_of_those_who_find_a_stale_socket_at_once_one_replaces_it(directory: Path) -> None:
+    path = place.made_directory() / "x"
+    together = threading.Barrier(4)
+    found: list[potad.Server | Exception] = []
+
+    def run() -> None:
+        together.wait(30)
+        try:
+            found.append(potad.serve(SPACE, path))
+        except FileExistsError as error:
+            found.append(error)
+
+    for _ in range(10):
+        found.clear()
+        with socket.socket(socket.AF_UNIX) as dead:
+            dead.bind(str(path))
+        racing = [threading.Thread(target=run) for _ in range(4)]
+        for thread in racing:
+            thread.start()
+        for thread in racing:
+            thread.join()
+        (server,) = [it for it in found if isinstance(it, potad.Server)]
+        assert len(found) == 4
+        assert snapshot(path).kind == "space"
+        server.close()
+        assert not path.exists()
+
+
+def test_a_server_that_cannot_start_removes_no_name_of_others(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = place.made_directory() / "x"
+
+    def start(thread: threading.Thread) -> None:
+        if is_taken:
+            path.unlink()
+            path.write_bytes(b"precious")
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", start)
+    for is_taken in (False, True):
+        with pytest.raises(RuntimeError, match="new thread"):
+            potad.serve(SPACE, path)
+        assert path.exists() == is_taken
+    assert path.read_bytes() == b"precious"
+
+
+def test_a_process_of_another_user_is_not_asked(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = place.made_directory() / "x"
+    user = os.geteuid()
+    with fake_server(path, answer()):
+        assert snapshot(path, 20).name == "x"
+        monkeypatch.setattr(os, "geteuid", lambda: 12345)
+        said = f"is served by user {user}, and this is user 12345"
+        with pytest.raises(PermissionError, match=said) as raised:
+            snapshot(path, 20)
+        assert raised.value.filename == str(path)
+        # Root may look at all.
+        monkeypatch.setattr(os, "geteuid", lambda: 0)
+        assert snapshot(path, 20).name == "x"
 
 
 @pytest.mark.parametrize("what", ["file", "directory", "link"])

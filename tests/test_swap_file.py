@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from faulty import Faulty, failing
 from swapping import (
     KIB,
     MIB,
@@ -30,11 +31,13 @@ from swapping import (
     has_holes,
     in_child,
     path,
+    private,
     state,
     swap,
 )
 
 import potad
+from potad.swap.file import System
 
 __all__ = ["path", "swap"]
 
@@ -397,28 +400,236 @@ def test_no_permission(anybodys_path: Path) -> None:
         (b"\0" * 8192, b"potadswp" + bytes(5000)),
     ],
 )
-@pytest.mark.parametrize("keep", [True, False])
-def test_what_somebody_else_has_written(
-    path: Path, file: bytes | None, table: bytes | None, keep: bool
-) -> None:
+def test_what_is_no_swap_file(path: Path, file: bytes | None, table: bytes | None) -> None:
     names = {path: file, path.with_name("swap.slots"): table}
     for name, text in names.items():
         if text is not None:
-            name.write_bytes(text)
+            private(name, text)
     before = descriptors()
     with pytest.raises(ValueError, match="swap"):
-        potad.SwapFile(path, MIB, keep=keep)
+        potad.SwapFile(path, MIB)
     for name, text in names.items():
         assert (name.read_bytes() if name.exists() else None) == text
     assert descriptors() == before
 
 
 def test_an_empty_file_is_as_good_as_none(path: Path) -> None:
-    path.write_bytes(b"")
+    private(path, b"")
     with potad.SwapFile(path, MIB) as swap:
         slot = swap.write(b"data")
     with potad.SwapFile(path) as swap:
         assert content(swap) == {slot: b"data"}
+
+
+# ---- what other users may have put there -------------------------------------------------------
+
+
+def to_link(path: Path) -> None:
+    private(path.with_name("aim"), b"")
+    path.symlink_to("aim")
+
+
+def to_dangling_link(path: Path) -> None:
+    path.symlink_to("aim")
+
+
+def to_second_name(path: Path) -> None:
+    private(path.with_name("aim"), b"")
+    path.hardlink_to(path.with_name("aim"))
+
+
+def of_mode(mode: int) -> Callable[[Path], None]:
+    def make(path: Path) -> None:
+        path.write_bytes(b"")
+        path.chmod(mode)
+
+    return make
+
+
+PREPARED: list[tuple[Callable[[Path], None], type[Exception], str]] = [
+    (of_mode(0o644), PermissionError, "open to other users, with mode 644: chmod 600 .*/swap"),
+    (of_mode(0o620), PermissionError, "with mode 620: chmod 600"),
+    (of_mode(0o601), PermissionError, "with mode 601: chmod 600"),
+    (of_mode(0o4666), PermissionError, "with mode 4666: chmod 600"),
+    (to_link, OSError, "symbolic link, which is not followed: give the path it leads to: '.*swap"),
+    (to_dangling_link, OSError, "symbolic link"),
+    (to_second_name, PermissionError, "has 2 names: remove all but one, or take another path"),
+    (os.mkfifo, ValueError, "path must be a regular file"),
+]
+
+
+def every_name(directory: Path) -> dict[str, tuple[int, int, bytes]]:
+    """Names in a directory, with mode, size and content of what is there."""
+    found = {}
+    for name in directory.iterdir():
+        status = name.lstat()
+        text = name.read_bytes() if name.is_file() and not name.is_symlink() else b""
+        found[name.name] = status.st_mode, status.st_nlink, text
+    return found
+
+
+@pytest.mark.parametrize("keep", [True, False])
+@pytest.mark.parametrize(("prepare", "error", "match"), PREPARED)
+def test_a_file_that_is_not_of_this_user_alone(
+    path: Path, prepare: Callable[[Path], None], error: type[Exception], match: str, keep: bool
+) -> None:
+    prepare(path)
+    before = descriptors(), every_name(path.parent)
+    if not keep:
+        error, match = FileExistsError, "is there already: remove it, or take another path"
+    with pytest.raises(error, match=match):
+        potad.SwapFile(path, MIB, keep=keep)
+    assert (descriptors(), every_name(path.parent)) == before
+
+
+@pytest.mark.parametrize(("prepare", "error", "match"), PREPARED)
+def test_a_table_that_is_not_of_this_user_alone(
+    path: Path, prepare: Callable[[Path], None], error: type[Exception], match: str
+) -> None:
+    prepare(path.with_name("swap.slots"))
+    before = descriptors(), every_name(path.parent)
+    with pytest.raises(error, match=match):
+        potad.SwapFile(path, MIB)
+    assert (descriptors(), every_name(path.parent)) == before
+
+
+@pytest.mark.parametrize("name", ["swap", "swap.slots"])
+def test_a_file_of_another_user(path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    private(path.with_name(name), b"")
+    user = os.geteuid()
+    monkeypatch.setattr(os, "geteuid", lambda: 12345)
+    before = descriptors()
+    with pytest.raises(PermissionError, match=f"belongs to user {user}, not to 12345: take"):
+        potad.SwapFile(path, MIB)
+    assert descriptors() == before
+    assert path.with_name(name).read_bytes() == b""
+
+
+def test_a_file_that_changes_hands_while_it_is_opened(path: Path) -> None:
+    """What counts is the file that was opened, not what was at its path before."""
+
+    private(path, b"")
+    system = System()
+
+    def open_late(*arguments: Any) -> int:
+        descriptor = os.open(*arguments)
+        path.chmod(0o666)
+        return descriptor
+
+    system.open = open_late  # type: ignore[assignment]
+    with pytest.raises(PermissionError, match="with mode 666"):
+        potad.SwapFile(path, MIB, _system=system)
+
+
+@pytest.mark.parametrize("mask", [0, 0o022, 0o777])
+def test_new_files_are_of_this_user_alone_whatever_the_mask(path: Path, mask: int) -> None:
+    before = os.umask(mask)
+    try:
+        swap = potad.SwapFile(path, MIB)
+    finally:
+        os.umask(before)
+    with swap:
+        found = {name: mode & 0o7777 for name, (mode, _, _) in every_name(path.parent).items()}
+    assert found == {"swap": 0o600, "swap.slots": 0o600}
+    with potad.SwapFile(path) as swap:
+        assert [*swap] == []
+
+
+def test_a_file_that_is_open_and_has_a_pipe_for_a_table(path: Path) -> None:
+    """Who has the file is looked up in the table, without waiting for anybody to write to it."""
+    code = f"import potad\npotad.SwapFile({str(path)!r}, 1 << 20)"
+    with potad.SwapFile(path, MIB):
+        table = path.with_name("swap.slots")
+        table.unlink()
+        os.mkfifo(table)
+        other = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, check=False, timeout=60
+        )
+    assert "the swap file is open already, by somebody" in other.stderr.decode()
+
+
+# ---- files that are not kept -------------------------------------------------------------------
+
+
+def test_a_file_that_is_not_kept_has_no_name(path: Path) -> None:
+    before = descriptors()
+    with potad.SwapFile(path, MIB, keep=False) as swap:
+        assert os.listdir(path.parent) == []
+        # Nor can it be given one.
+        root = os.open("/", os.O_RDONLY)
+        with pytest.raises(FileNotFoundError):
+            os.link(f"/proc/self/fd/{swap._store.file.descriptor}", path, src_dir_fd=root)
+        os.close(root)
+        assert swap.path == str(path)
+        assert "keep=False" in repr(swap)
+        slots = swap.write_many([b"x" * 5000] * 100)
+        assert swap.disk_size >= 100 * 5000
+        swap.free_many(slots[::2])
+        swap.grow(2 * MIB)
+        assert swap.read_many(slots[1::2]) == [b"x" * 5000] * 50
+        swap.clear()
+        swap.shrink(MIB)
+        swap.sync()
+        # Each has its own.
+        with potad.SwapFile(path, MIB, keep=False) as other:
+            assert other.write(b"other") == swap.write(b"swap")
+            assert (content(other), content(swap)) == ({0: b"other"}, {0: b"swap"})
+        assert os.listdir(path.parent) == []
+    assert os.listdir(path.parent) == []
+    assert descriptors() == before
+    with pytest.raises(ValueError, match="size must be given for a new file"):
+        potad.SwapFile(path, keep=False)
+    assert descriptors() == before
+
+
+def test_slots_that_were_kept_are_not_emptied(path: Path) -> None:
+    with potad.SwapFile(path, MIB) as swap:
+        slot = swap.write(b"data")
+        for _ in range(2):
+            with pytest.raises(FileExistsError, match="keep=False makes a new file") as caught:
+                potad.SwapFile(path, MIB, keep=False)
+            assert caught.value.filename == str(path)
+            swap.close()
+    with potad.SwapFile(path) as swap:
+        assert content(swap) == {slot: b"data"}
+
+
+def test_what_came_to_the_path_of_a_file_that_is_not_kept_stays(path: Path) -> None:
+    with potad.SwapFile(path, MIB, keep=False) as swap, potad.SwapFile(path, MIB) as other:
+        kept = other.write(b"kept")
+        swap.write(b"not kept")
+        swap.unlink()
+        assert swap.closed
+        assert content(other) == {kept: b"kept"}
+    with potad.SwapFile(path) as other:
+        assert content(other) == {kept: b"kept"}
+
+
+def test_a_process_that_is_killed_leaves_nothing_of_a_file_that_is_not_kept(path: Path) -> None:
+    code = """
+import os, sys, potad
+swap = potad.SwapFile(sys.argv[1], 1 << 20, keep=False)
+swap.write(b"secret" * 1000)
+os.kill(os.getpid(), 9)
+"""
+    done = subprocess.run([sys.executable, "-c", code, path], check=False)
+    assert done.returncode == -9
+    assert os.listdir(path.parent) == []
+
+
+def test_a_child_has_no_part_in_a_file_that_is_not_kept(path: Path) -> None:
+    with potad.SwapFile(path, MIB, keep=False) as swap:
+        slot = swap.write(b"data")
+        mine = swap._store.file.descriptor
+
+        def work() -> None:
+            with pytest.raises(OSError, match="Bad file descriptor"):
+                os.fstat(mine)
+            with pytest.raises(potad.PotadError, match="forked"):
+                swap.read(slot)
+
+        assert in_child(work) == 0
+        assert swap.read(slot) == b"data"
 
 
 # ---- opening again -----------------------------------------------------------------------------
@@ -474,27 +685,6 @@ def test_a_table_without_its_file(path: Path) -> None:
         with pytest.raises(ValueError, match=r"not there, but its table .*swap\.slots'.* remove"):
             potad.SwapFile(path, size)
     assert not path.exists()
-    with potad.SwapFile(path, MIB, keep=False) as swap:
-        assert [*swap] == []
-
-
-def test_slots_that_are_not_kept(path: Path) -> None:
-    with potad.SwapFile(path, MIB) as swap:
-        swap.write(bytes(100_000))
-    table = path.with_name("swap.slots")
-    with potad.SwapFile(path, 2 * MIB, keep=False) as swap:
-        assert [*swap] == []
-        assert swap.disk_size < 50_000
-        before = table.stat().st_blocks
-        slots = swap.write_many([b"x"] * 100)
-        swap.free_many(slots[::2])
-        swap.shrink(MIB)
-        swap.grow(2 * MIB)
-        assert swap.read_many(slots[1::2]) == [b"x"] * 50
-        assert table.stat().st_blocks == before
-    with potad.SwapFile(path) as swap:
-        assert ([*swap], swap.size) == ([], 2 * MIB)
-        assert swap.read(swap.write(b"data")) == b"data"
 
 
 def test_checksums_are_kept_by_slot(path: Path) -> None:
@@ -636,17 +826,18 @@ def test_pins(swap: potad.SwapFile) -> None:
 def test_a_slot_that_is_pinned_behind_the_files_back_stays(swap: potad.SwapFile) -> None:
     """Through the space a pin may come between a free's look and its deed."""
     slots = swap.write_many([b"a", b"b"])
-    store = swap._store
-    clear = store.table.clear
+    table = swap._store.table
+    assert table is not None
+    clear = table.clear
 
     def pin_and_clear(records: Any) -> None:
         clear(records)
         swap.space.pin(slots[1])
 
-    store.table.clear = pin_and_clear  # type: ignore[method-assign]
+    table.clear = pin_and_clear  # type: ignore[method-assign]
     with pytest.raises(potad.Busy):
         swap.free_many(slots)
-    store.table.clear = clear  # type: ignore[method-assign]
+    table.clear = clear  # type: ignore[method-assign]
     swap.space.unpin(slots[1])
     assert swap.read_many(slots) == [b"a", b"b"]
     swap.close()
@@ -934,22 +1125,16 @@ def test_a_file_that_was_closed_is_not_removed_from_under_others(path: Path) -> 
     assert sorted(os.listdir(path.parent)) == ["moved", "swap"]
 
 
-def test_unlink_that_is_refused_leaves_the_file_open(
-    swap: potad.SwapFile, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_unlink_that_is_refused_leaves_the_file_open(path: Path) -> None:
+    system = Faulty("unlink", 1, failing(errno.EPERM))
+    swap = potad.SwapFile(path, MIB, _system=system)
     slot = swap.write(b"data")
-
-    def refuse(path: str) -> None:
-        raise PermissionError(errno.EPERM, "no", path)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(os, "unlink", refuse)
-        with pytest.raises(PermissionError):
-            swap.unlink()
+    with pytest.raises(PermissionError):
+        swap.unlink()
     assert swap.read(slot) == b"data"
     swap.unlink()
     assert swap.closed
-    assert os.listdir(os.path.dirname(swap.path)) == []
+    assert os.listdir(path.parent) == []
 
 
 def test_a_file_that_nobody_closed(path: Path) -> None:

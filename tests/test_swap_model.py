@@ -209,6 +209,11 @@ class Machine(RuleBasedStateMachine):
             del self.swap
         size = data.draw(st.none() | st.integers(self.size // self.granule, GRANULES_MAX))
         size = None if size is None else size * self.granule
+        if not keep or not was_kept:
+            # A file that is not kept is a new one, and leaves none.
+            for path in self.path.parent.iterdir():
+                path.unlink()
+            size = size or self.size
         self.options = {"checksums": checksums, "direct": direct, "keep": keep}
         self.swap = potad.SwapFile(self.path, size, granule=self.granule, **self.options)
         self.size = size or self.size
@@ -220,7 +225,7 @@ class Machine(RuleBasedStateMachine):
 
     @property
     def disk_size(self) -> int:
-        return self.path.stat().st_blocks * 512
+        return self.swap._store.file.disk_size
 
     @property
     def blocks(self) -> int:
@@ -233,7 +238,7 @@ class Machine(RuleBasedStateMachine):
     @invariant()
     def it_is_as_the_model(self) -> None:
         self.swap.space.check()
-        assert self.swap.size == self.size == self.path.stat().st_size
+        assert self.swap.size == self.size == self.swap._store.file.size
         assert len(self.swap) == len(self.model)
         assert content(self.swap) == {slot: data for slot, (data, _) in self.model.items()}
         space = self.swap.space

@@ -154,13 +154,16 @@ fn elements<T: Element + Copy>(array: &Bound<'_, PyAny>) -> PyResult<Vec<T>> {
 
 fn from_iterable(name: &'static str, object: &Bound<'_, PyAny>) -> PyResult<Vec<u64>> {
     let py = object.py();
-    let Ok(iterator) = object.try_iter() else {
+    let iterator = object.try_iter().map_err(|error| {
+        if !error.is_instance_of::<PyTypeError>(py) {
+            return error;
+        }
         let value = describe(object);
-        return Err(raise::<PyTypeError>(
+        raise::<PyTypeError>(
             py,
             format_args!("{name} must be an array or sequence of integers, not {value}"),
-        ));
-    };
+        )
+    })?;
     let mut list = Vec::new();
     for (at, item) in iterator.enumerate() {
         let item = item?;

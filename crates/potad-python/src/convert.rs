@@ -157,8 +157,12 @@ pub fn small(object: &Bound<'_, PyAny>) -> Option<u64> {
 }
 
 /// An integer from 0 to 2^128 - 1, if it is one.
-fn number(integer: &Bound<'_, PyAny>) -> Option<u128> {
-    integer.extract().ok()
+fn number(integer: &Bound<'_, PyAny>) -> PyResult<Option<u128>> {
+    match integer.extract() {
+        Ok(number) => Ok(Some(number)),
+        Err(error) if error.is_instance_of::<PyOverflowError>(integer.py()) => Ok(None),
+        Err(error) => Err(error),
+    }
 }
 
 /// Any integer from 0 to 2^64.
@@ -166,7 +170,7 @@ fn number(integer: &Bound<'_, PyAny>) -> Option<u128> {
 fn large(name: &dyn Display, object: &Bound<'_, PyAny>) -> PyResult<u128> {
     let integer = index(name, object)?;
     let value = describe(&integer);
-    if let Some(number) = number(&integer) {
+    if let Some(number) = number(&integer)? {
         if number <= ADDRESS_END {
             return Ok(number);
         }
@@ -183,7 +187,7 @@ fn large(name: &dyn Display, object: &Bound<'_, PyAny>) -> PyResult<u128> {
 pub fn address_if_any(name: &'static str, object: &Bound<'_, PyAny>) -> PyResult<Option<u64>> {
     match small(object) {
         Some(value) => Ok(Some(value)),
-        None => Ok(number(&index(&name, object)?).and_then(|number| number.try_into().ok())),
+        None => Ok(number(&index(&name, object)?)?.and_then(|number| number.try_into().ok())),
     }
 }
 

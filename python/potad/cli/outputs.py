@@ -4,16 +4,26 @@ An output is written to a temporary file beside its place, opened when the comma
 that a place that cannot be written is known before minutes of work; `commit` renames it into
 place, over what was there. Leaving without that removes it and leaves the old file as it was.
 A device or a pipe has nothing to protect and is written directly.
+
+Other users. The temporary file is made by this process, under a name that nobody can guess, and
+readable by its user alone until it is whole; then it gets the mode of a new file, or that of the
+user's own file that it replaces. A symbolic link that the user named is followed. In a directory
+that everybody can write to, such as /tmp, one of another user is not: the rule of Linux's
+protected_symlinks, which would not see what is resolved here.
 """
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
 import stat
 from types import TracebackType
 
 import click
+
+# As many as the system follows.
+_LINKS_MAX = 40
 
 
 class OutputFile:
@@ -22,10 +32,10 @@ class OutputFile:
     def __init__(self, path: str) -> None:
         """Opens the temporary file; raises `click.UsageError` if `path` cannot be written."""
         self.path = path
-        # What a symbolic link points to is replaced, not the link.
-        self._place = os.path.realpath(path)
         self._temporary: str | None = None
         try:
+            # What a symbolic link points to is replaced, not the link.
+            self._place = _followed(path)
             self._file = os.fdopen(self._open(), "wb")
         except OSError as error:
             raise click.UsageError(
@@ -34,18 +44,27 @@ class OutputFile:
 
     def _open(self) -> int:
         try:
-            mode = os.stat(self._place).st_mode
+            found = os.stat(self._place)
         except FileNotFoundError:
-            mode = None
-        if mode is not None and (not stat.S_ISREG(mode) or not os.access(self._place, os.W_OK)):
+            found = None
+        if found is not None and (
+            not stat.S_ISREG(found.st_mode) or not os.access(self._place, os.W_OK)
+        ):
             # A device, a pipe; or a directory or a file we may not write, which fails here.
-            return os.open(self._place, os.O_WRONLY | os.O_CLOEXEC)
+            file = os.open(self._place, os.O_WRONLY | os.O_CLOEXEC)
+            if not os.path.samestat(os.fstat(file), found):
+                os.close(file)
+                raise OSError(errno.ESTALE, "another file was put there meanwhile")
+            return file
+        self._mode = 0o666 & ~_mask()
+        if found is not None:
+            # Never setuid and its like, nor what another user's file allows beyond a new one.
+            own = found.st_uid == os.geteuid()
+            self._mode = found.st_mode & (0o777 if own else self._mode)
         folder, name = os.path.split(self._place)
         temporary = os.path.join(folder, f".{name[:200]}.{secrets.token_hex(4)}.part")
-        file = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+        file = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         self._temporary = temporary
-        if mode is not None:
-            os.fchmod(file, stat.S_IMODE(mode))
         return file
 
     def same_file(self, other: str) -> bool:
@@ -60,6 +79,7 @@ class OutputFile:
         """Puts the file, now whole, into its place."""
         self._file.flush()
         if self._temporary is not None:
+            os.fchmod(self._file.fileno(), self._mode)
             os.fsync(self._file.fileno())
             self._file.close()
             os.replace(self._temporary, self._place)
@@ -86,3 +106,35 @@ class OutputFile:
         trace: TracebackType | None,
     ) -> None:
         self.discard()
+
+
+def _followed(path: str) -> str:
+    """Where a path leads once its links are followed.
+
+    Raises `OSError` for a link of another user in a directory that everybody can write to.
+    """
+    for _ in range(_LINKS_MAX):
+        folder = os.path.realpath(os.path.dirname(path))
+        path = os.path.join(folder, os.path.basename(path))
+        try:
+            link, target = os.lstat(path), os.path.join(folder, os.readlink(path))
+        except OSError:
+            return path  # no link, or nothing
+        around = os.stat(folder)
+        shared = around.st_mode & stat.S_ISVTX and around.st_mode & stat.S_IWOTH
+        if shared and link.st_uid not in (os.geteuid(), around.st_uid):
+            text = (
+                f"{path} is a symbolic link of user {link.st_uid}, and everybody can make one there"
+            )
+            raise PermissionError(errno.EACCES, text)
+        if os.path.exists(path) and not os.path.lexists(target):
+            return path  # such as /proc/self/fd/1, whose target is no path
+        path = target
+    raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
+
+
+def _mask() -> int:
+    """The process's mask for new files, which can only be read by setting it."""
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return mask

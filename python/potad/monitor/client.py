@@ -1,5 +1,8 @@
 """Asking a process for a snapshot, and not trusting what it answers.
 
+A process of another user is not asked, since it could show anything under the name of one of ours;
+root may ask all.
+
 Whatever is at the other end, an answer comes within the time or there is none, has at most so many
 bytes, and is a snapshot or refused: garbage is an error with a sentence, never a surprise later.
 Texts in it may still be anything, so who shows them takes out what a terminal would obey.
@@ -7,9 +10,11 @@ Texts in it may still be anything, so who shows them takes out what a terminal w
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import socket
+import struct
 import time
 from pathlib import Path
 
@@ -35,12 +40,14 @@ def snapshot(path: str | os.PathLike[str], timeout_s: float = _TIMEOUT_S) -> Sna
     """What the process that serves at `path` shows now.
 
     Raises `NotServing` if there is none, `BadAnswer` for garbage, `TimeoutError` if the answer
-    is not there in time, and `OSError` if the socket may not be connected to.
+    is not there in time, `PermissionError` if it is another user's and this one is not root, and
+    `OSError` if the socket may not be connected to.
     """
     end = time.monotonic() + timeout_s
     whole = place.checked(path)
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
         _connect(connection, whole, end)
+        _must_be_ours(connection, whole)
         answer = _receive(connection, whole, end)
     if not answer:
         raise NotServing(f"{whole}: ended without an answer")
@@ -79,6 +86,17 @@ def _connect(connection: socket.socket, path: Path, end: float) -> None:
             continue  # which says that there is no time left
         except OSError as error:
             raise OSError(error.errno, error.strerror, str(path)) from error
+
+
+def _must_be_ours(connection: socket.socket, path: Path) -> None:
+    """Raises `PermissionError` if another user serves."""
+    form = struct.Struct("iII")
+    content = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, form.size)
+    _, served_by, _ = form.unpack(content)
+    user = os.geteuid()
+    if user not in (0, served_by):
+        text = f"is served by user {served_by}, and this is user {user}"
+        raise PermissionError(errno.EACCES, text, str(path))
 
 
 def _receive(connection: socket.socket, path: Path, end: float) -> bytes:

@@ -4,9 +4,14 @@ By default a socket is `$XDG_RUNTIME_DIR/potad/PID-N.sock`, or `/tmp/potad-UID/P
 there is no such variable. Anybody can make a directory in `/tmp`, so one that is there is used
 only if it is a directory and not a link to one, is this user's, and is open to nobody else.
 
-A socket outlives a process that was killed. It is *stale* if nobody accepts connections at it,
-and is then replaced. To look, to remove and to bind is one step for all who do it in the same
-directory: they lock the directory. What is there and is no socket is never touched.
+A socket outlives a process that was killed. It is *stale* if it is this user's and the system
+refuses a connection to it (ECONNREFUSED), and is then replaced. Any other answer, such as that it
+is a socket of another type or may not be connected to, says that it may be in use. To look, to
+remove, to bind and to listen is one step for all servers in the same directory: they lock the
+directory. What is there and is no socket is never touched.
+
+Limit. A socket that another program has bound, and does not listen at yet, refuses connections as
+well. It is taken for stale, like one whose process was killed in that moment.
 """
 
 from __future__ import annotations
@@ -78,15 +83,20 @@ def pid_of(path: Path) -> int | None:
 
 def answers(path: Path) -> bool:
     """Whether somebody accepts connections at this socket."""
+    return _connecting(path) is None
+
+
+def _connecting(path: Path) -> OSError | None:
+    """What the system says to a connection to this socket, if it does not make one."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client:
         client.setblocking(False)
         try:
             client.connect(os.fsencode(path))
         except BlockingIOError:
-            return True  # so many that there is no room for one more
-        except OSError:
-            return False
-        return True
+            return None  # so many clients wait that there is no room for one more
+        except OSError as error:
+            return error
+        return None
 
 
 def checked(path: str | os.PathLike[str]) -> Path:
@@ -108,10 +118,11 @@ def checked(path: str | os.PathLike[str]) -> Path:
     return Path(whole)
 
 
-def listen(path: Path) -> socket.socket:
-    """A socket of this user alone at `path`, which accepts connections; it does not block.
+def listen(path: Path) -> tuple[socket.socket, os.stat_result]:
+    """A socket of this user alone at `path`, which accepts connections and does not block; and
+    what is at `path` since, to tell later whether it still is.
 
-    Raises `FileExistsError` if one that is answered is there already, or anything else.
+    Raises `FileExistsError` if anything is there but a stale socket.
     """
     with _locked(path.parent):
         _remove_stale(path)
@@ -122,6 +133,7 @@ def listen(path: Path) -> socket.socket:
             os.fchmod(listener.fileno(), 0o600)
             listener.setblocking(False)
             listener.bind(os.fsencode(path))
+            bound = os.lstat(path)
             listener.listen(_WAITING_MAX)
         except OSError as error:
             listener.close()
@@ -129,7 +141,7 @@ def listen(path: Path) -> socket.socket:
         except BaseException:
             listener.close()
             raise
-    return listener
+    return listener, bound
 
 
 def _remove_stale(path: Path) -> None:
@@ -138,11 +150,26 @@ def _remove_stale(path: Path) -> None:
     except FileNotFoundError:
         return
     if not stat.S_ISSOCK(found.st_mode):
-        raise FileExistsError(errno.EEXIST, "is there and is no socket", str(path))
-    if answers(path):
-        raise FileExistsError(errno.EEXIST, "is served by a running process", str(path))
-    # Its process may have ended in order just now.
-    path.unlink(missing_ok=True)
+        why = "is there and is no socket"
+    elif found.st_uid != os.geteuid():
+        why = f"is a socket of user {found.st_uid}"
+    else:
+        match _connecting(path):
+            case ConnectionRefusedError() | FileNotFoundError():
+                remove(path, found)
+                return
+            case None:
+                why = "is served by a running process"
+            case error:
+                why = f"is a socket that may be in use ({error.strerror}): remove it if it is not"
+    raise FileExistsError(errno.EEXIST, why, str(path))
+
+
+def remove(path: Path, found: os.stat_result) -> None:
+    """Removes a socket unless something else is at its place by now."""
+    with suppress(FileNotFoundError):
+        if os.path.samestat(os.lstat(path), found):
+            os.unlink(path)
 
 
 @contextmanager

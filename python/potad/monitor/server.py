@@ -86,21 +86,19 @@ class Server:
         try:
             # The reference must not hold on to the server, nor the other way round.
             self._target = weakref.ref(target, lambda _: _wake(waker))
-            self._listener, self._path = _listen(path)
+            self._listener, self._path, self._bound = _listen(path)
         except BaseException:
             self._waker.close()
             self._woken.close()
             raise
         try:
-            found = os.lstat(self._path)
-            self._file = (found.st_dev, found.st_ino)
             # A daemon: it has no part in whether the process goes on.
             self._thread = threading.Thread(target=self._run, name="potad-serve", daemon=True)
             _open[id(self)] = self
             self._thread.start()
         except BaseException:
             _open.pop(id(self), None)
-            self._path.unlink(missing_ok=True)
+            self._unlink()
             self._close_sockets()
             raise
 
@@ -212,12 +210,8 @@ class Server:
         """Removes the name, if it is still this server's."""
         if self._pid != os.getpid():
             return
-        try:
-            found = os.lstat(self._path)
-            if (found.st_dev, found.st_ino) == self._file:
-                os.unlink(self._path)
-        except OSError:
-            pass
+        with suppress(OSError):
+            place.remove(self._path, self._bound)
 
     def _close_sockets(self) -> None:
         # Whoever else has a copy, such as a child that was not forked by Python, is no server.
@@ -247,14 +241,15 @@ def serve(
     Arguments:
         target: a `Pool`, `Arena` or `Space`.
         path: where the socket is to be. By default `PID-N.sock` in `$XDG_RUNTIME_DIR/potad`, or in
-            `/tmp/potad-UID` where the variable is not set. A socket that is there and that nobody
-            serves is replaced.
+            `/tmp/potad-UID` where the variable is not set. A socket of this user that refuses
+            connections is replaced: its process was killed, or has not begun to listen at it.
         name: a text for those who look, to tell one from the other.
 
     Returns: a `Server`, with `path` and `close()`, which is a context manager.
 
     Raises:
-        FileExistsError: a running process serves at this path, or something else is there.
+        FileExistsError: a running process serves at this path, or something else is there, such as
+            a file, a socket of another type, or one of another user.
         PermissionError: the default directory is not this user's alone.
         OSError: there can be no socket at the path.
         ValueError, TypeError: an argument is not as above.
@@ -277,15 +272,17 @@ def serve(
     return Server(target, None if path is None else place.checked(path), name)
 
 
-def _listen(path: Path | None) -> tuple[socket.socket, Path]:
-    """A listening socket and its name."""
+def _listen(path: Path | None) -> tuple[socket.socket, Path, os.stat_result]:
+    """A listening socket, its name, and what is there."""
     if path is not None:
-        return place.listen(path), path
+        listener, bound = place.listen(path)
+        return listener, path, bound
     directory = place.made_directory()
     while True:
         path = place.checked(directory / f"{os.getpid()}-{next(_numbers)}.sock")
         try:
-            return place.listen(path), path
+            listener, bound = place.listen(path)
+            return listener, path, bound
         except FileExistsError:
             # A process of the same number, of another container for instance.
             continue

@@ -3,6 +3,13 @@
 The system may write less than it is asked to, and read less. A call here goes on until everything
 is done, so a caller sees all of it or an error. `System` has every call to the system that a swap
 file makes, and so is the one place where tests have one fail.
+
+Other users. A swap file has what was in memory, and its directory may be one that every user can
+write to, such as /var/tmp. So a new file has mode 0600 from its first moment, and a file that is
+there is used only if it is regular, has one name, belongs to the effective user, and is open to
+nobody else; a symbolic link is not followed. This is checked on the open descriptor, so nobody can
+put another file there between the check and the use. The directories above are the caller's choice:
+links in them are followed, and who may rename files in them may remove a swap file.
 """
 
 from __future__ import annotations
@@ -12,6 +19,7 @@ import errno
 import fcntl
 import mmap
 import os
+import shlex
 import stat
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -30,11 +38,23 @@ PAGE = 4096
 _PIECE = 1 << 20
 
 
+# A symbolic link is an error. A device or a pipe is opened at once, to be found to be one: it is
+# not waited for, and no terminal becomes this process's.
+_OPEN = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY
+
+# What a file system says that makes no file without a name; the second is of old kernels.
+_NO_TMPFILE = (errno.EOPNOTSUPP, errno.EISDIR)
+
+
 class System:
     """The calls of the system that a swap file makes."""
 
     open = staticmethod(os.open)
     close = staticmethod(os.close)
+    fstat = staticmethod(os.fstat)
+    lstat = staticmethod(os.lstat)
+    fchmod = staticmethod(os.fchmod)
+    unlink = staticmethod(os.unlink)
     pread = staticmethod(os.pread)
     preadv = staticmethod(os.preadv)
     pwritev = staticmethod(os.pwritev)
@@ -52,52 +72,114 @@ class FileEnd(Exception):
 
 
 class File:
-    """A regular file, opened for reading and writing, and locked for as long as it is open."""
+    """A regular file of this user alone, opened for reading and writing.
 
-    def __init__(self, path: str, system: System, *, direct: bool = False) -> None:
-        """Opens a file, which is made if there is none.
+    One that has a name is locked for as long as it is open.
+    """
 
-        Raises `OSError`; `BlockingIOError` if it is open and locked somewhere else.
+    def __init__(
+        self, path: str, system: System, *, direct: bool = False, named: bool = True
+    ) -> None:
+        """Opens a file, which is made if there is none; or makes one in the directory of `path`
+        that has no name there, so that nothing of it is left once it is closed, or its process
+        has ended.
+
+        Raises `OSError`; `BlockingIOError` if it is open and locked somewhere else,
+        `FileExistsError` if one without a name is asked for and there is something at `path`.
         """
         self.path = path
         self.system = system
         self._bounces: deque[memoryview] = deque()
         self.direct = False
         while True:
-            self._open()
+            if named:
+                self._open()
+            else:
+                self._make_unnamed()
             try:
-                self._prepare(direct)
-                if self.is_in_place:
+                if self._prepare(direct, named):
                     return
-            except BaseException:
+            except BaseException as error:
+                # Where another process was quicker to lock a new file, it is that one's.
+                if self.is_new and not isinstance(error, BlockingIOError):
+                    with contextlib.suppress(OSError):
+                        self.remove()
                 system.close(self.descriptor)
                 raise
             # Whoever had it locked has removed it meanwhile.
             system.close(self.descriptor)
 
     def _open(self) -> None:
-        flags = os.O_RDWR | os.O_CLOEXEC
         try:
-            self.descriptor = self.system.open(self.path, flags | os.O_CREAT | os.O_EXCL, 0o600)
+            self.descriptor = self.system.open(self.path, _OPEN | os.O_CREAT | os.O_EXCL, 0o600)
             self.is_new = True
         except FileExistsError:
-            self.descriptor = self.system.open(self.path, flags, 0o600)
+            self.descriptor = self._open_existing()
             self.is_new = False
 
-    def _prepare(self, direct: bool) -> None:
-        if not stat.S_ISREG(os.fstat(self.descriptor).st_mode):
-            raise ValueError(f"path must be a regular file, which {self.path!r} is not")
-        # Of the open file, so a second opening in this process is refused as well.
+    def _open_existing(self) -> int:
         try:
-            fcntl.flock(self.descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return self.system.open(self.path, _OPEN)
         except OSError as error:
-            raise OSError(error.errno, f"{error.strerror}, locking", self.path) from error
+            if error.errno != errno.ELOOP or not os.path.islink(self.path):
+                raise
+            text = "the file is a symbolic link, which is not followed: give the path it leads to"
+            raise OSError(errno.ELOOP, text, self.path) from error
+
+    def _make_unnamed(self) -> None:
+        if self._at_path() is not None:
+            text = "something is there already: remove it, or take another path, since keep=False"
+            raise FileExistsError(errno.EEXIST, f"{text} makes a new file", self.path)
+        self.is_new = True
+        try:
+            # With O_EXCL it can never be given a name.
+            flags = os.O_RDWR | os.O_CLOEXEC | os.O_TMPFILE | os.O_EXCL
+            self.descriptor = self.system.open(os.path.dirname(self.path), flags, 0o600)
+        except OSError as error:
+            if error.errno not in _NO_TMPFILE:
+                raise
+            self.descriptor = self.system.open(self.path, _OPEN | os.O_CREAT | os.O_EXCL, 0o600)
+
+    def _prepare(self, direct: bool, named: bool) -> bool:
+        """Whether the file that was opened is to be used, and not another one at its path."""
+        if not named:
+            # It has a name only where the file system makes none without.
+            self.remove()
+        self._must_be_ours()
+        doing = "locking"
+        try:
+            if named:
+                # Of the open file, so a second opening in this process is refused as well.
+                fcntl.flock(self.descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if self.is_new:
+                # The process's mask for new files may have taken the user's own permissions.
+                doing = "setting the mode"
+                self.system.fchmod(self.descriptor, 0o600)
+        except OSError as error:
+            raise OSError(error.errno, f"{error.strerror}, {doing}", self.path) from error
         if direct:
             # Not every file system has it; those that have not say so here.
             with contextlib.suppress(OSError):
                 before = fcntl.fcntl(self.descriptor, fcntl.F_GETFL)
                 fcntl.fcntl(self.descriptor, fcntl.F_SETFL, before | os.O_DIRECT)
                 self.direct = True
+        return not named or self.is_in_place
+
+    def _must_be_ours(self) -> None:
+        """Raises an error unless the open file is a regular one that only this user can reach."""
+        found, user = self.system.fstat(self.descriptor), os.geteuid()
+        if not stat.S_ISREG(found.st_mode):
+            raise ValueError(f"path must be a regular file, which {self.path!r} is not")
+        if found.st_uid != user:
+            why = f"belongs to user {found.st_uid}, not to {user}: take another path"
+        elif found.st_mode & 0o077:
+            mode = stat.S_IMODE(found.st_mode)
+            why = f"is open to other users, with mode {mode:o}: chmod 600 {shlex.quote(self.path)}"
+        elif found.st_nlink > 1:
+            why = f"has {found.st_nlink} names: remove all but one, or take another path"
+        else:
+            return
+        raise PermissionError(errno.EACCES, f"the file {why}", self.path)
 
     def close(self) -> None:
         """Closes the file, and gives up its lock."""
@@ -114,25 +196,29 @@ class File:
     @property
     def is_in_place(self) -> bool:
         """Whether it is still this file that is at its path."""
+        found = self._at_path()
+        return found is not None and os.path.samestat(found, self.system.fstat(self.descriptor))
+
+    def _at_path(self) -> os.stat_result | None:
         try:
-            return os.path.samestat(os.stat(self.path), os.fstat(self.descriptor))
+            return self.system.lstat(self.path)
         except FileNotFoundError:
-            return False
+            return None
 
     def remove(self) -> None:
         """Removes the file from its directory, unless it is there no more."""
         if self.is_in_place:
-            os.unlink(self.path)
+            self.system.unlink(self.path)
 
     @property
     def size(self) -> int:
         """Bytes, holes included."""
-        return os.fstat(self.descriptor).st_size
+        return self.system.fstat(self.descriptor).st_size
 
     @property
     def disk_size(self) -> int:
         """Bytes that the file takes of the file system."""
-        return os.fstat(self.descriptor).st_blocks * 512
+        return self.system.fstat(self.descriptor).st_blocks * 512
 
     def next_data(self, start: int) -> int | None:
         """The first offset from `start` on where the file has blocks, if there are any."""

@@ -1,5 +1,7 @@
 """What a swap file keeps: slots in a space, their bytes in a file, their records in a table.
 
+A file whose slots are not to be kept has no table, and no name in its directory either.
+
 Order. A slot is allocated, its bytes are written, its record is put into the table, and only then
 is its number told to anybody. To free it, its record is cleared first. What fails is undone, so an
 error leaves all as it was: no slot more, no slot less.
@@ -65,7 +67,7 @@ class Slot:
 
 
 class Store:
-    """Slots in a space, their bytes in a file, and their records in a table beside it."""
+    """Slots in a space, their bytes in a file, and their records, if kept, in a table beside it."""
 
     def __init__(
         self,
@@ -81,7 +83,8 @@ class Store:
         self.path = path
         self.granule = granule
         self.checksums = checksums
-        self._keep = keep
+        # None if slots are not kept.
+        self.table: Table | None = None
         # Held while slots are found and pinned, or found to be free to go: never for long. These
         # locks can be had again by who has them, as finalisers may free slots.
         self._changes = threading.RLock()
@@ -89,9 +92,13 @@ class Store:
         self._allocations = threading.RLock()
         # Whether the directory is known to have the files after the machine's end.
         self._is_in_directory = False
-        self.file = _opened(path, system, direct)
+        self.file = _opened(path, system, direct, keep)
         try:
-            self._open(size, system)
+            if keep:
+                self._open(size, system)
+            else:
+                self._make_space(self._of_new(size))
+                self.file.truncate(self.space.size)
         except BaseException:
             if self.file.is_new:
                 with contextlib.suppress(OSError):
@@ -106,32 +113,40 @@ class Store:
                 f"path must be a swap file or a new one: {self.path!r} has"
                 f" {self.file.size} bytes and no table of slots beside it"
             )
-        if wanted is None and not os.path.exists(table_path):
-            raise ValueError(f"size must be given for a new file, such as {self.path!r}")
-        self.table = Table(table_path, system)
+        if not os.path.exists(table_path):
+            self._of_new(wanted)
+        self.table = table = Table(table_path, system)
         try:
-            self._fill(wanted)
+            self._fill(table, wanted)
         except BaseException:
-            if self.table.was_made:
+            if table.was_made:
                 with contextlib.suppress(OSError):
-                    self.table.remove()
-            self.table.close()
+                    table.remove()
+            table.close()
             raise
 
-    def _fill(self, wanted: int | None) -> None:
+    def _of_new(self, wanted: int | None) -> int:
+        """The size of a new file, which must be given."""
+        if wanted is None:
+            raise ValueError(f"size must be given for a new file, such as {self.path!r}")
+        return wanted
+
+    def _make_space(self, size: int) -> None:
+        self.space = Space(size, granule=self.granule)
+        self.holes = Holes(self.space, self.file)
+
+    def _fill(self, table: Table, wanted: int | None) -> None:
         """The space, with what the table says is in it."""
-        if self.table.is_new:
+        if table.is_new:
             if self.file.size:
                 raise ValueError(f"{self.path!r} has {self.file.size} bytes and an empty table")
-            if wanted is None:
-                raise ValueError(f"size must be given for a new file, such as {self.path!r}")
-            stored = Header(self.granule, wanted, 0)
+            stored = Header(self.granule, self._of_new(wanted), 0)
         else:
-            stored = self.table.read_header()
-            if self.file.is_new and self._keep:
+            stored = table.read_header()
+            if self.file.is_new:
                 raise ValueError(
                     f"path must be a swap file or a new one: {self.path!r} is not there, but its"
-                    f" table of slots is, {self.table.path!r}: remove that to begin anew"
+                    f" table of slots is, {table.path!r}: remove that to begin anew"
                 )
         if stored.granule != self.granule:
             raise ValueError(
@@ -143,27 +158,26 @@ class Store:
                 " open it without one and shrink it"
             )
         size = wanted or stored.size
-        self.space = Space(size, granule=self.granule)
-        self.holes = Holes(self.space, self.file)
-        if self.table.is_new:
+        self._make_space(size)
+        if table.is_new:
             # First, so that a process that ends in between leaves an empty swap file.
-            self.table.write_header(Header(self.granule, size, os.getpid()))
+            self._write_header(size)
             self.file.truncate(size)
             return
-        if self._keep:
-            self._restore()
-        else:
-            self.table.empty()
-            self.file.truncate(0)
-        if size > stored.size or not self._keep:
+        self._restore(table)
+        if size > stored.size:
             self.resize(stored.size, size)
         else:
+            self._write_header(size)
+
+    def _write_header(self, size: int) -> None:
+        if self.table is not None:
             self.table.write_header(Header(self.granule, size, os.getpid()))
 
-    def _restore(self) -> None:
+    def _restore(self, table: Table) -> None:
         """Allocates what the table has; what is between may be given back to the file system."""
         end = 0
-        for it in self.table.records():
+        for it in table.records():
             start, size = it.at * self.granule, it.granules * self.granule
             self.holes.find(end, start)
             end = start + size
@@ -180,12 +194,14 @@ class Store:
 
     def disk_size(self) -> int:
         """Bytes that the file and its table take of the file system."""
-        return self.file.disk_size + self.table.disk_size
+        return self.file.disk_size + (0 if self.table is None else self.table.disk_size)
 
     def sync(self) -> None:
         """Waits until what was written is on the disk."""
         # The bytes first: a record without them would be worse than none.
         self.file.sync()
+        if self.table is None:
+            return
         self.table.sync()
         if not self._is_in_directory:
             self.file.sync_directory()
@@ -194,21 +210,24 @@ class Store:
     def close(self) -> None:
         """Closes the files."""
         try:
-            self.table.close()
+            if self.table is not None:
+                self.table.close()
         finally:
             self.file.close()
 
     def leave(self) -> None:
         """Closes the files in a process that was forked."""
         try:
-            self.table.leave()
+            if self.table is not None:
+                self.table.leave()
         finally:
             self.file.leave()
 
     def remove(self) -> None:
         """Removes the files, which are open still, so that nobody else has others there."""
-        self.file.remove()
-        self.table.remove()
+        if self.table is not None:
+            self.file.remove()
+            self.table.remove()
 
     def checksum(self, view: memoryview) -> int | None:
         """The checksum that some data is to be kept with, if any."""
@@ -252,7 +271,7 @@ class Store:
         """
         found = self.pinned(slots)
         try:
-            if self._keep:
+            if self.table is not None:
                 records = [it.record(self.granule) for it in found]
                 self.table.clear(sorted(records, key=lambda record: record.at))
             # Until all is there, no checksum fits: what is read meanwhile, or after an error, is
@@ -280,7 +299,8 @@ class Store:
         Until then bytes of slots that are not to be may not be written over, nor given back: who
         opens the file next may find those slots.
         """
-        self.table.settle()
+        if self.table is not None:
+            self.table.settle()
 
     def _granules(self, length: int) -> int:
         """Granules of a slot for so many bytes; also nothing has a place."""
@@ -356,7 +376,7 @@ class Store:
     ) -> None:
         """Writes data to slots, and puts them into the table."""
         self._write_data(starts, views)
-        if not self._keep:
+        if self.table is None:
             return
         records = [
             Record(start // self.granule, self._granules(view.nbytes), view.nbytes, checksum)
@@ -497,13 +517,13 @@ class Store:
     def _free(self, found: Sequence[Descriptor]) -> None:
         """Frees slots, which are in order: from the table first, then from the space."""
         records = [Slot(it).record(self.granule) for it in found]
-        if self._keep:
+        if self.table is not None:
             self.table.clear(records)
         try:
             self.space.free_many([it.start for it in found])
         except BaseException:
             # Somebody has pinned one through the space.
-            if self._keep:
+            if self.table is not None:
                 self.table.put_back(records)
             raise
 
@@ -511,10 +531,10 @@ class Store:
         """Sets the size of the file and of its table; if that fails, both are as they were."""
         try:
             self.file.truncate(size)
-            self.table.write_header(Header(self.granule, size, os.getpid()))
+            self._write_header(size)
         except BaseException:
             with contextlib.suppress(OSError):
-                self.table.write_header(Header(self.granule, before, os.getpid()))
+                self._write_header(before)
             with contextlib.suppress(OSError):
                 self.file.truncate(before)
             raise
@@ -533,7 +553,7 @@ class Store:
                 raise self._ends(error, old) from error
             self.file.write([piece], new + start)
         self._describe(new, it.length, it.checksum, good=False)
-        if self._keep:
+        if self.table is not None:
             record = it.record(self.granule)
             self.table.put([dataclasses.replace(record, at=new // self.granule)])
 
@@ -549,7 +569,7 @@ class Store:
         """Frees allocations that were to be slots, whatever the disk says to it."""
         found = [it for it in map(self.space.lookup, starts) if it is not None]
         try:
-            if self._keep:
+            if self.table is not None:
                 self.table.drop(Slot(it).record(self.granule) for it in found)
         finally:
             self.space.free_many([it.start for it in found])
@@ -566,18 +586,18 @@ class Store:
             if self.space.lookup(it.start) is None:
                 self.space.alloc_at(it.start, it.size, kind=SLOT, owner=owner)
             self._describe(it.start, it.length, it.checksum, good=True)
-        if self._keep:
+        if self.table is not None:
             self.table.put_back(it.record(self.granule) for it in slots)
 
     def cut(self, before: int, size: int) -> None:
         """Takes away what is behind `size`, where no slot is, from all but the file itself."""
         self.space.remove(size, before - size)
         try:
-            self.table.write_header(Header(self.granule, size, os.getpid()))
+            self._write_header(size)
         except BaseException:
             self.space.add(size, before - size)
             with contextlib.suppress(OSError):
-                self.table.write_header(Header(self.granule, before, os.getpid()))
+                self._write_header(before)
             raise
 
     def cut_file(self, size: int) -> None:
@@ -619,13 +639,23 @@ def _must_be_free_to_go(slots: Sequence[Descriptor]) -> None:
             raise Busy(f"the slot at {it.start:#x} is pinned {it.pins} times", it.start, it.pins)
 
 
-def _opened(path: str, system: System, direct: bool) -> File:
+def _opened(path: str, system: System, direct: bool, keep: bool) -> File:
     """The file, locked; the error says who has it where that is known."""
     try:
-        return File(path, system, direct=direct)
+        return File(path, system, direct=direct, named=keep)
     except BlockingIOError as error:
         who = "somebody"
-        with contextlib.suppress(OSError, ValueError), open(path + _TABLE_SUFFIX, "rb") as file:
-            who = f"process {Header.unpack(file.read(HEADER_SIZE), path).process}"
+        with contextlib.suppress(OSError, ValueError):
+            who = f"process {_process(path + _TABLE_SUFFIX, system)}"
         message = f"the swap file is open already, by {who}"
         raise BlockingIOError(errno.EWOULDBLOCK, message, path) from error
+
+
+def _process(path: str, system: System) -> int:
+    """The process that a table says it belongs to, without waiting for what is no table."""
+    flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+    descriptor = system.open(path, flags)
+    try:
+        return Header.unpack(system.pread(descriptor, HEADER_SIZE, 0), path).process
+    finally:
+        system.close(descriptor)

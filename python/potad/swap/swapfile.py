@@ -36,6 +36,12 @@ class SwapFile:
     had returned, however the process ended. It is locked while it is open. Beside it lies a second
     file, its table of slots, named as it is and `.slots`.
 
+    Both are this user's alone: new ones have mode 0600 whatever the umask, and one that is there is
+    used only if it is a regular file, no symbolic link, of one name, that belongs to the effective
+    user and has no permissions for others. Links in the directories above are followed: choose a
+    directory in which no other user may rename or remove files, or one with the sticky bit such as
+    /var/tmp.
+
     Arguments:
         path: a regular file, or where one is to be made.
         size: bytes, a multiple of `granule`; None for the size that the file has. It takes no
@@ -45,15 +51,21 @@ class SwapFile:
             read.
         direct: goes past the system's cache where the file system offers that (`direct` says
             whether it does), for granules of 4,096 bytes and up.
-        keep: whether slots are to outlive the process. Without, nothing is written to the table,
-            and a file that is opened is empty, whatever was in it.
+        keep: whether slots are to outlive the process. Without, there is no table, and the file is
+            a new one that takes room in the directory of `path` but has no name there: its contents
+            are gone, and its room is free, when it is closed or the process ends, however it ends.
+            Each opening has a file of its own. Nothing may be at `path`, so that no file that was
+            kept is emptied or overlooked.
 
     Raises:
         BlockingIOError: the file is open already, in this process or another one.
-        OSError: the system refuses: a directory, no permission, no such directory.
+        FileExistsError: there is something at `path`, and `keep` is False.
+        PermissionError: a file that is there is not this user's alone, as above; the message says
+            what to do, such as `chmod 600 PATH`.
+        OSError: the system refuses: a directory, a symbolic link, no permission, no such directory.
         ValueError, TypeError, OverflowError: an argument is not as above, or not as the file is; or
             there is a file that no `SwapFile` has made, which is left alone.
-        Corrupt: the table contradicts itself.
+        Corrupt: the table contradicts itself. Remove the file and its table to begin anew.
 
     Takes a few system calls for a new file, and reads the table of one that is there.
 
@@ -109,7 +121,7 @@ class SwapFile:
 
     @property
     def path(self) -> str:
-        """Where the file is, as an absolute path."""
+        """Where the file is, as an absolute path; without `keep`, where it would be."""
         return self._store.path
 
     @property
@@ -144,7 +156,7 @@ class SwapFile:
 
     @property
     def disk_size(self) -> int:
-        """Bytes that the file and its table take of the file system now."""
+        """Bytes that the file and its table, if it has one, take of the file system now."""
         with self._gate:
             return self._store.disk_size()
 
@@ -161,9 +173,10 @@ class SwapFile:
         return self._store.slots()
 
     def __repr__(self) -> str:
+        unnamed = " keep=False" if self._store.table is None else ""
         closed = " closed" if self.closed else ""
         used = self._store.space.used
-        return f"<potad.SwapFile {self.path!r} size={self.size} used={used}{closed}>"
+        return f"<potad.SwapFile {self.path!r} size={self.size} used={used}{unnamed}{closed}>"
 
     # Writing and reading.
 
@@ -572,7 +585,7 @@ class SwapFile:
 
     def close(self) -> None:
         """Closes the file, once calls that are under way have returned. To close it again does
-        nothing.
+        nothing. Without `keep` its contents are gone then.
 
         In a process that was forked it does nothing: the parent has the file.
 
@@ -601,7 +614,7 @@ class SwapFile:
             self._gate.leave_alone()
 
     def unlink(self) -> None:
-        """Closes the file and removes it, with its table.
+        """Closes the file and removes it, with its table. Without `keep` it has no name to remove.
 
         Raises:
             OSError: the system refuses; the file is still open then.

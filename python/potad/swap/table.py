@@ -201,13 +201,6 @@ class Table:
             return found == content
         return False
 
-    def empty(self) -> None:
-        """Clears all records."""
-        self._owed.clear()
-        size = self._file.size
-        self._file.truncate(min(size, HEADER_SIZE))
-        self._file.truncate(size)
-
     def records(self) -> Iterator[Record]:
         """All records, in order."""
         end = 0
