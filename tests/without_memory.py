@@ -379,6 +379,10 @@ CALLS: dict[str, list[Call]] = {
 }
 CLASSES = {name.split(".")[0] for name in CALLS}
 
+# With no memory in Python, an owner's answer is none; and Python itself loses an exception now and then,
+# and says so.
+ALSO = ("OutOfSpace", "SystemError")
+
 # Dunders that every class has from `object`, or that only say which class it is.
 NOT_CALLS = {*dir(object), "__doc__", "__module__", "__weakref__"}
 
@@ -435,8 +439,8 @@ class Python:
     """Requests for memory of the interpreter."""
 
     def run(self, act: Callable[[], object], number: int, lasts: bool) -> tuple[str, bool]:
-        # The last one that fails, and one behind it.
-        _testcapi.set_nomemory(number, 0 if lasts else number + 1)
+        # So many succeed, and then one fails, or all.
+        _testcapi.set_nomemory(number - 1, 0 if lasts else number)
         try:
             act()
         except BaseException as error:
@@ -459,7 +463,8 @@ def try_call(rig: Rust | Python, call: Call, is_strict: bool) -> None:
             print(f"request {number}{' and all after it' if lasts else ''}", flush=True)
             came, failed = rig.run(lambda: call(world), number, lasts)  # noqa: B023
             world.check()
-            assert came in (expected, "MemoryError"), f"{came or 'nothing'} was raised"
+            known = (expected, "MemoryError") if is_strict else (*ALSO, expected, "MemoryError")
+            assert came in known, f"{came or 'nothing'} was raised"
             if is_strict and came == "MemoryError":
                 changes = set(before) ^ set(world.figures(asks))
                 assert not changes, f"changed: {changes}"

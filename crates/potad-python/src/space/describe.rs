@@ -4,6 +4,7 @@ use std::sync::{Mutex, PoisonError};
 
 use numpy::PyArray1;
 use pyo3::exceptions::{PyException, PyOverflowError, PyRuntimeError};
+use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyInt, PyList, PyTuple};
@@ -199,7 +200,9 @@ impl Space {
         let address = convert::address("address", address)?;
         // All that it takes to tell the owner is there before the granule is retired.
         let tell_owner = TELL_OWNER.import(py, "potad.failure", "tell_owner")?;
-        let failed = integer(py, address.into())?;
+        let failed =
+            OUTCOME.import(py, "potad.failure", "Outcome")?.getattr(intern!(py, "FAILED"))?;
+        let number = integer(py, address.into())?;
         let mut found = None;
         self.shared.attached(py, |state| {
             if let Some(it) = state.lookup(address) {
@@ -214,13 +217,13 @@ impl Space {
                 other => other,
             })
         })?;
-        tell_owner.call1((failed, found)).or_else(|error| {
+        tell_owner.call1((number, found)).or_else(|error| {
             // What is no plain error, such as an interrupt, is for the caller.
             if !error.is_instance_of::<PyException>(py) {
                 return Err(error);
             }
             error.write_unraisable(py, None);
-            OUTCOME.import(py, "potad.failure", "Outcome")?.getattr("FAILED")
+            Ok(failed)
         })
     }
 
