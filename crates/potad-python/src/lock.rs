@@ -146,6 +146,12 @@ impl Rest {
     fn new() -> Self {
         Rest { failure: None, gone: None, has_more: false }
     }
+
+    #[cold]
+    fn fail(&mut self, failure: Failure) -> Failed {
+        self.failure = Some(failure);
+        Failed
+    }
 }
 
 /// A call failed; its `Rest` says why.
@@ -327,13 +333,12 @@ fn apply<T>(
     act: impl FnOnce(&mut State) -> Result<T, Error>,
 ) -> Result<T, Failed> {
     let Ok(state) = locked else {
-        rest.failure = Some(Failure::Poisoned);
-        return Err(Failed);
+        return Err(rest.fail(Failure::Poisoned));
     };
     // The guard belongs to what may panic, and so poisons the lock.
     let done = catch_unwind(AssertUnwindSafe(|| {
         let mut state = state;
-        let done = act(&mut state);
+        let done = act(&mut state).map_err(|error| rest.fail(Failure::Refused(error)));
         state.settle_memory();
         if state.has_gone() {
             rest.gone = state.take_gone();
@@ -341,17 +346,7 @@ fn apply<T>(
         }
         done
     }));
-    match done {
-        Ok(Ok(done)) => Ok(done),
-        Ok(Err(error)) => {
-            rest.failure = Some(Failure::Refused(error));
-            Err(Failed)
-        }
-        Err(panic) => {
-            rest.failure = Some(Failure::Stopped(panic));
-            Err(Failed)
-        }
-    }
+    done.unwrap_or_else(|panic| Err(rest.fail(Failure::Stopped(panic))))
 }
 
 #[cold]
