@@ -1,4 +1,4 @@
-"""Where memory runs out, a call raises MemoryError and has changed nothing; see `without_memory.py`."""
+"""Where memory runs out, a call raises MemoryError and has changed nothing: `without_memory.py`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ HERE = Path(__file__).parent
 
 
 def run(which: str, **environment: str) -> None:
-    command = [sys.executable, HERE / "without_memory.py", which]
+    command = [sys.executable, str(HERE / "without_memory.py"), which]
     done = subprocess.run(
         command,
         env={**os.environ, "OPENBLAS_NUM_THREADS": "1", "RUST_BACKTRACE": "0", **environment},
