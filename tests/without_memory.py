@@ -20,13 +20,12 @@ import pickle
 import sys
 import traceback
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
 import potad
 from potad import _core
-
 
 GRANULE = 4096
 RECORD = potad.Kind("record", record=np.dtype([("a", "u8", 32)]), movable=True)
@@ -70,7 +69,7 @@ class World:
         space.alloc_at(200 * GRANULE, GRANULE, kind=PAGE, owner=self.refusing)
         space.retire(250 * GRANULE)
         space.retire(self.plain)
-        self.descriptor: Any = space.lookup(self.recorded)
+        self.descriptor = cast(potad.Descriptor, space.lookup(self.recorded))
         self.record = self.descriptor.record
         self.pin_context = space.pinned(self.recorded)
         self.iterator = iter(space)
@@ -226,7 +225,7 @@ CALLS: dict[str, list[Call]] = {
         lambda w: w.space.free_many(np.arange(64, 128, 4, dtype=np.uint64) * GRANULE),
         lambda w: w.space.free_many(np.arange(64, 128, 4, dtype=np.int32) * GRANULE),
         lambda w: w.space.free_many([w.plain, w.pinned]),
-        lambda w: w.space.free_many(["x"]),  # type: ignore[list-item],
+        lambda w: w.space.free_many(cast(Any, ["x"])),
     ],
     "Space.split": [
         lambda w: w.space.split(w.plain, GRANULE),
@@ -370,7 +369,7 @@ CALLS: dict[str, list[Call]] = {
     "Buffer.__repr__": [lambda w: repr(w.buffer)],
     "Buffer.__buffer__": [
         lambda w: memoryview(w.buffer),
-        lambda w: np.frombuffer(w.buffer, dtype=np.uint8),  # type: ignore[call-overload],
+        lambda w: np.frombuffer(cast(Any, w.buffer), dtype=np.uint8),
     ],
     "Buffer.__release_buffer__": [lambda w: w.view.release()],
     "Buffer.__dlpack__": [lambda w: w.buffer.__dlpack__()],
