@@ -42,7 +42,7 @@ test-numpy: build
 
 bench: build
 	cargo bench --locked -p potad --bench peers
-	$(BIN)/python -m pip install --quiet setuptools pybind11 # tlsfallocator does not ask for them
+	$(BIN)/python -m pip install --quiet 'setuptools>=70.1' pybind11 # tlsfallocator does not ask for them
 	$(BIN)/python -m pip install --quiet --no-build-isolation --editable '.[bench]'
 	$(BIN)/python benchmarks/python_calls.py
 	$(BIN)/python benchmarks/pools.py

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import gzip
 import lzma
+import signal
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from potad.trace.result import Report, Result, RunsResult
@@ -25,6 +29,28 @@ COMPRESS: dict[str, Callable[[bytes], bytes]] = {
     "xz": lzma.compress,
     "zstd": zstd.compress,
 }
+
+
+class Raised(Exception):
+    """What the handler of `raising_soon` raises."""
+
+
+@contextmanager
+def raising_soon(seconds: float = 0.5) -> Iterator[None]:
+    """A signal after some time, whose handler raises `Raised`; it must do so within seconds."""
+
+    def handler(number: int, frame: FrameType | None) -> None:
+        raise Raised
+
+    before = signal.signal(signal.SIGALRM, handler)
+    start = time.monotonic()
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+        assert time.monotonic() - start < seconds + 10
 
 
 def event_line(number: int, name: str, pfn: int, order: int) -> str:
@@ -169,6 +195,7 @@ def sample_report(name: str = "sample.ftrace", **changes: Any) -> Report:
             "malformed_lines": [(7, "pfn= is missing"), (9, "order= is missing")],
             "live_bytes": 20 << 20,
             "peak_bytes": 60 << 20,
+            "notes": [],
         },
         "memory_bytes": 64 << 20,
         "allocators": [

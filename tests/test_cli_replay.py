@@ -323,6 +323,33 @@ def test_malformed_lines_are_named_and_counted(tmp_path: Path) -> None:
     assert b"7 malformed lines" in done.stdout
 
 
+def test_a_trace_without_frees_says_so(tmp_path: Path) -> None:
+    file = tmp_path / "allocations.ftrace"
+    file.write_text("".join(line for line in small_trace().splitlines(True) if "alloc" in line))
+    done = shell(str(file), "--against", "none", "--json", f"{tmp_path}/out.json")
+    assert done.returncode == 0, done.stderr
+    assert b"2,000 allocations and not one free" in done.stdout
+    (report,) = json.loads((tmp_path / "out.json").read_text())
+    (note,) = report["trace"]["notes"]
+    assert note.startswith("There are 2,000 allocations and not one free.")
+
+
+def test_interrupted_while_many_runs_are_asked_for() -> None:
+    process = subprocess.Popen(
+        [
+            *POTAD, "replay", "-q", str(BUNDLED_TRACE), "--against", "none", "--points", "2",
+            "--runs", "4KiB", "--runs-at-once", "1000000", "--runs-every", "1",
+        ],
+        stderr=subprocess.PIPE, stdout=subprocess.PIPE,
+    )  # fmt: skip
+    time.sleep(4)
+    assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=20)
+    assert process.returncode == 130
+    assert b"Traceback" not in said
+
+
 def test_broken_pipe_is_silent(trace: str) -> None:
     reader, writer = os.pipe()
     os.close(reader)
@@ -408,6 +435,61 @@ def test_name_of_any_bytes(tmp_path: Path) -> None:
     done = shell(os.fsdecode(file), "--json", "-", "--html", str(tmp_path / "x.html"))
     assert done.returncode == 0, done.stderr
     assert "[red]" in json.loads(done.stdout)[0]["trace"]["name"]
+
+
+LINE = (
+    "task-1 [000] ..... 1.000001: mm_page_alloc:"
+    " page=0000000000000001 pfn=0x1c order=0 migratetype=0 gfp_flags=GFP_KERNEL\n"
+)
+
+# Titles and screens of terminals, one character that begins a sequence, and text turned round.
+OBEYED = ("\x1b]0;owned", "\x07", "\x1b[2J", "\x9b31m", "\u202e", "\u2028", "\x7f")
+
+
+@pytest.fixture
+def hostile(tmp_path: Path) -> str:
+    """A trace whose every field is hostile in one line, in a file with such a name."""
+    text = "".join(OBEYED) + "[red]X"
+    fields = ("task", "1.000001", "0000000000000001", "0x1c", "=0 m", "migratetype", "GFP_KERNEL")
+    file = tmp_path / f"{text}.ftrace"
+    file.write_text(LINE + "".join(LINE.replace(field, f"={text} m" if field == "=0 m" else text)
+                                   for field in fields))  # fmt: skip
+    return str(file)
+
+
+def test_nothing_in_a_trace_is_obeyed(hostile: str, tmp_path: Path) -> None:
+    page = tmp_path / "x.html"
+    done = shell(hostile, "--against", "none", "--json", "-", "--html", str(page))
+    assert done.returncode == 0
+    assert b"line passed over" in done.stderr
+    for text in (done.stdout, done.stderr, page.read_bytes()):
+        for sequence in OBEYED:
+            assert sequence.encode() not in text
+    assert all(line.isprintable() for line in done.stderr.decode().split("\n"))
+    report = json.loads(done.stdout)[0]["trace"]
+    assert "[red]X" in report["name"]
+    assert any("[red]X" in reason for _, reason in report["malformed_lines"])
+    for arguments in ((hostile + "?",), (hostile, "--json", hostile), (hostile, f"--{OBEYED[0]}")):
+        done = shell(*arguments)
+        assert done.returncode == 2
+        assert all(line.isprintable() for line in done.stderr.decode().split("\n"))
+
+
+def test_nothing_in_a_trace_is_obeyed_by_a_terminal(hostile: str) -> None:
+    pid, terminal = pty.fork()
+    if pid == 0:
+        os.execv(POTAD[0], [*POTAD, "replay", hostile, "--against", "none"])
+    shown = b""
+    try:
+        while data := os.read(terminal, 1 << 16):
+            shown += data
+    except OSError:
+        pass  # how Linux says that the other end of a terminal is closed
+    os.close(terminal)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    assert b"[red]X" in shown
+    for sequence in OBEYED:
+        assert sequence.encode() not in shown
 
 
 def test_version_and_help() -> None:

@@ -204,6 +204,24 @@ def test_garbage_is_one_line(directory: Path) -> None:
             thread.join()
 
 
+def test_nothing_that_is_answered_is_obeyed() -> None:
+    obeyed = ("\x1b]0;owned", "\x07", "\x1b[2J", "\x9b31m", "\u202e", "\u2028", "\x7f")
+    text = "".join(obeyed) + "[red]X"
+    space = potad.Space(1 << 20)
+    space.alloc(4096, kind=potad.Kind(text), owner="me")
+    wide = {**os.environ, "COLUMNS": "200"}
+    with potad.serve(space, name=text), potad.serve(SPACE):
+        for arguments in ((), ("--json",)):
+            shown = shell(*arguments, env=wide).stdout
+            assert "[red]X" in shown
+            assert not any(sequence in shown for sequence in obeyed)
+    with potad.serve(space, name=text) as server:
+        for arguments in ((), ("--json",)):
+            shown = shell(*arguments, str(server.path), env=wide).stdout
+            assert shown.count("[red]X") == 2
+            assert not any(sequence in shown for sequence in obeyed)
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [

@@ -216,7 +216,7 @@ def test_whatever_texts_owners_have() -> None:
         seen = snapshot(server.path)
     assert seen.space is not None
     texts = {row.owner for row in seen.space.rows}
-    assert texts == {"<Bad, whose repr raised RuntimeError>", "\x1b[31m\udcff \0☃"}
+    assert texts == {"<Bad, whose repr raised RuntimeError>", "\\x1b[31m\\udcff \\x00☃"}
 
 
 @pytest.mark.parametrize(
@@ -717,6 +717,14 @@ def answer(**changes: Any) -> bytes:
     return json.dumps({**seen.to_dict(), **changes}).encode()
 
 
+ROW = {"kind": "-", "owner": "-", "allocations": 1, "size": 1}
+
+
+def with_space(**changes: Any) -> bytes:
+    space = json.loads(answer())["space"]
+    return answer(space={**space, **changes})
+
+
 @pytest.mark.parametrize(
     ("parts", "said"),
     [
@@ -734,9 +742,15 @@ def answer(**changes: Any) -> bytes:
         ([answer(kind="pool")], "must have an error or what its kind says"),
         ([answer(space=None)], "must have an error or what its kind says"),
         ([answer(error="x")], "must have an error or what its kind says"),
-        ([answer(time=float("nan"))], "Snapshot.time must be a finite number"),
-        ([answer(time=float("inf"))], "Snapshot.time must be a finite number"),
+        ([answer(time=float("nan"))], "Snapshot.time must be a number from 0 to 2\\^64"),
+        ([answer(time=float("inf"))], "Snapshot.time must be a number from 0 to 2\\^64"),
+        ([answer(time=1e20)], r"Snapshot.time must be a number from 0 to 2\^64"),
         ([answer(name=5)], "Snapshot.name must be a text"),
+        ([answer(name="x" * 301)], "a text of 301 characters: a snapshot has at most 300"),
+        ([answer(**{f"x{n}": 0 for n in range(101)})], "entries: a snapshot has at most 100"),
+        ([with_space(rows=[ROW] * 101)], "101 entries: a snapshot has at most 100"),
+        ([with_space(rows=[{**ROW, "owner": "x" * 301}])], "a text of 301 characters"),
+        ([with_space(free_blocks=dict.fromkeys(map(str, range(101)), 1))], "101 entries"),
         ([b" " * (1 << 18)] * 5, f"more than {ANSWER_BYTES_MAX:,} bytes"),
     ],
 )

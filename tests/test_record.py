@@ -10,13 +10,15 @@ import lzma
 import os
 import pty
 import re
+import shlex
 import signal
 import subprocess
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -25,7 +27,7 @@ import pytest
 
 from potad.trace import RecordError, read_trace
 from potad.trace import record as recording
-from potad.trace.tracefs import instance, tracefs
+from potad.trace.tracefs import _remove_dead, instance, tracefs
 
 POTAD = [sys.executable, "-m", "potad.cli"]
 
@@ -53,6 +55,8 @@ def state_of_tracing() -> dict[str, str]:
 @pytest.fixture(autouse=True)
 def tracing_is_left_as_found() -> Iterator[None]:
     try:
+        with tracefs() as directory:
+            _remove_dead(directory)  # what was left before is not what the test is about
         before = state_of_tracing()
     except RecordError as error:
         pytest.skip(str(error))
@@ -141,18 +145,23 @@ def test_a_command_that_cannot_start(tmp_path: Path, command: str, status: int, 
     assert {entry.name for entry in tmp_path.iterdir()} == {"trace.xz"}
 
 
-def started(file: Path, script: str) -> subprocess.Popen[str]:
+def started(file: Path, script: str, **settings: Any) -> subprocess.Popen[str]:
     """A recorder whose command has said that it runs."""
     process = subprocess.Popen(
         [*POTAD, "record", "-o", str(file), "--", "sh", "-c", f"{script}"],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **settings,
     )  # fmt: skip
     assert process.stdout is not None
     assert process.stdout.readline() == "ready\n"
     return process
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT])
+PASSED_ON = [
+    signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("number", PASSED_ON)
 def test_interrupted(tmp_path: Path, number: signal.Signals) -> None:
     file = tmp_path / "trace.xz"
     process = started(file, "echo ready; exec sleep 60")
@@ -162,6 +171,67 @@ def test_interrupted(tmp_path: Path, number: signal.Signals) -> None:
     assert "Traceback" not in said
     assert read_trace(str(file)).events > 0
     assert {entry.name for entry in tmp_path.iterdir()} == {"trace.xz"}
+
+
+# Records `sleep 60` and has this signal given to a thread that was there before, once the command
+# runs or, with "early", before it is started.
+IN_ANOTHER_THREAD = """
+import os, signal, sys, threading
+from potad.trace import record as recording
+
+number, early = int(sys.argv[1]), sys.argv[2] == "early"
+due, sent = threading.Event(), threading.Event()
+spawn = recording._spawn
+
+def send():
+    due.wait()
+    signal.pthread_kill(threading.get_ident(), number)
+    sent.set()
+
+def spawn_and_send(command):
+    if early:
+        due.set()
+        sent.wait()
+    pid = spawn(command)
+    due.set()
+    return pid
+
+recording._spawn = spawn_and_send
+threading.Thread(target=send).start()
+raise SystemExit(recording.record(["sleep", "60"], lambda _: None).exit_code)
+"""
+
+
+@pytest.mark.parametrize("when", ["early", "late"])
+@pytest.mark.parametrize("number", PASSED_ON)
+def test_whichever_thread_a_signal_is_given_to(number: signal.Signals, when: str) -> None:
+    """The kernel may give it to any that does not block it, such as one of a library."""
+    done = subprocess.run(
+        [sys.executable, "-c", IN_ANOTHER_THREAD, str(int(number)), when],
+        capture_output=True, text=True, timeout=50, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (128 + number, "")
+
+
+COUNTER = """
+import signal, sys, time
+seen = []
+signal.signal(int(sys.argv[1]), lambda *_: seen.append(_))
+print("ready", flush=True)
+end = time.monotonic() + 1.5
+while time.monotonic() < end: time.sleep(0.1)
+raise SystemExit(40 + len(seen))
+"""
+
+
+def test_every_signal_is_passed_on(tmp_path: Path) -> None:
+    script = f"exec {shlex.join([sys.executable, '-c', COUNTER, str(int(signal.SIGTERM))])}"
+    process = started(tmp_path / "trace", script)
+    for _ in range(3):
+        process.send_signal(signal.SIGTERM)
+        time.sleep(0.25)
+    process.communicate(timeout=30)
+    assert process.returncode == 43
 
 
 def test_a_command_may_outlive_an_interruption(tmp_path: Path) -> None:
@@ -185,27 +255,18 @@ def test_ignored_signals_stay_ignored(tmp_path: Path) -> None:
     process.stdout.close()
 
 
-def test_an_interrupt_from_the_terminal_reaches_the_command_once(tmp_path: Path) -> None:
-    file = tmp_path / "trace"
-    counter = (
-        "import signal, time\n"
-        "seen = []\n"
-        "signal.signal(signal.SIGINT, lambda *a: seen.append(a))\n"
-        "print('ready', flush=True)\n"
-        "end = time.monotonic() + 1.5\n"
-        "while time.monotonic() < end: time.sleep(0.1)\n"
-        "raise SystemExit(40 + len(seen))\n"
-    )
+@pytest.mark.parametrize(("key", "number"), [(b"\x03", signal.SIGINT), (b"\x1c", signal.SIGQUIT)])
+def test_a_signal_from_the_terminal_reaches_the_command_once(
+    tmp_path: Path, key: bytes, number: signal.Signals
+) -> None:
     pid, terminal = pty.fork()
     if pid == 0:
-        os.execv(
-            POTAD[0],
-            [*POTAD, "record", "-o", str(file), "--", sys.executable, "-c", counter],
-        )
+        command = [sys.executable, "-c", COUNTER, str(int(number))]
+        os.execv(POTAD[0], [*POTAD, "record", "-o", str(tmp_path / "trace"), "--", *command])
     shown = b""
     while b"ready" not in shown:
         shown += os.read(terminal, 1000)
-    os.write(terminal, b"\x03")
+    os.write(terminal, key)
     try:
         while os.read(terminal, 1000):
             pass
@@ -254,6 +315,36 @@ def test_an_error_in_writing_is_raised_and_signals_are_as_before() -> None:
     assert len(told) <= 1
 
 
+def test_signals_do_afterwards_what_they_did_before() -> None:
+    seen: list[int] = []
+    before = signal.signal(signal.SIGUSR1, lambda number, _: seen.append(number))
+
+    def write(data: bytes) -> None:
+        # The header, which is written when signals are caught already.
+        if b"command: " in data:
+            os.kill(os.getpid(), signal.SIGUSR1)
+
+    try:
+        made = recording.record(["sleep", "60"], write)
+        assert (made.exit_code, seen) == (128 + signal.SIGUSR1, [])
+        os.kill(os.getpid(), signal.SIGUSR1)
+        assert seen == [signal.SIGUSR1]
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+
+
+def test_one_recording_at_a_time_in_a_process() -> None:
+    def again(_: bytes) -> None:
+        if not told:
+            told.append("")
+            with pytest.raises(RuntimeError, match="signals are caught already"):
+                recording.record(["true"], again)
+
+    told: list[str] = []
+    assert recording.record(["true"], again).exit_code == 0
+    assert told
+
+
 def test_a_process_starts_with_the_signals_it_would_have_had(tmp_path: Path) -> None:
     """Neither what is held back while recording nor what Python ignores is inherited."""
     script = "grep -E '^Sig(Blk|Ign)' /proc/self/status"
@@ -276,20 +367,141 @@ def test_two_recordings_at_once(tmp_path: Path) -> None:
         assert read_trace(str(tmp_path / f"{number}")).events > 0
 
 
-def test_a_name_left_by_a_killed_recorder_is_no_obstacle() -> None:
+def instances() -> set[str]:
     with tracefs() as directory:
-        left = f"instances/potad-{os.getpid()}"
-        os.mkdir(left, dir_fd=directory)
+        folder = os.open("instances", os.O_RDONLY, dir_fd=directory)
         try:
-            with instance(directory, 1 << 20) as made:
-                assert made.counts().lost == 0
+            return set(os.listdir(folder))
         finally:
-            os.rmdir(left, dir_fd=directory)
+            os.close(folder)
+
+
+def comes_true(condition: Callable[[], bool]) -> bool:
+    end = time.monotonic() + 30
+    while not condition() and time.monotonic() < end:
+        time.sleep(0.05)
+    return condition()
+
+
+def end_of(process: subprocess.Popen[str]) -> None:
+    """Kills the recorder's command as well, whose process group it is."""
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.communicate(timeout=30)
+
+
+def guard_of(recorder: int) -> int:
+    for entry in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            words = (entry / "cmdline").read_bytes().split(b"\0")
+            parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
+            if parent == recorder and any(word.endswith(b"guard.py") for word in words):
+                return int(entry.name)
+    raise AssertionError("there is no guard")
+
+
+@pytest.mark.parametrize("whole_group", [False, True])
+def test_the_instance_of_a_killed_recorder_is_removed(tmp_path: Path, whole_group: bool) -> None:
+    before = instances()
+    process = started(tmp_path / "trace", "echo ready; exec sleep 60", start_new_session=True)
+    try:
+        (made,) = instances() - before
+        assert made.startswith(f"potad-{process.pid}-")
+        if whole_group:
+            os.killpg(process.pid, signal.SIGKILL)
+        else:
+            process.kill()
+        assert comes_true(lambda: made not in instances())
+    finally:
+        end_of(process)
+
+
+def test_what_nobody_was_left_to_remove_is_removed_by_the_next(tmp_path: Path) -> None:
+    before = instances()
+    process = started(tmp_path / "trace", "echo ready; exec sleep 60", start_new_session=True)
+    try:
+        (made,) = instances() - before
+        os.kill(guard_of(process.pid), signal.SIGKILL)
+        end_of(process)
+        assert made in instances()
+        assert potad_record(tmp_path / "trace", ["true"]).returncode == 0
+        assert made not in instances()
+        assert {entry.name for entry in tmp_path.iterdir()} == {"trace"}
+    finally:
+        end_of(process)
+
+
+# Forks a process that has all its files open for some seconds more.
+FORKING = """
+import os, time
+from potad.trace.record import RecordError, record
+
+def write(data):
+    if b"command: " in data and not os.fork():
+        time.sleep(5)
+        os._exit(0)
+
+try:
+    record(["true"], write)
+except RecordError as error:
+    print(error)
+"""
+
+
+def test_a_process_forked_meanwhile_has_the_guard_remove_the_instance() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", FORKING], capture_output=True, text=True, timeout=50, check=True
+    )
+    assert "cannot remove the tracing instance" in done.stdout
+
+
+def test_only_instances_of_dead_recorders_are_removed(tmp_path: Path) -> None:
+    """Where process numbers say nothing: the others are in a namespace of their own."""
+    apart = ["unshare", "--pid", "--fork", "--kill-child"]
+    if subprocess.run([*apart, "true"], capture_output=True, check=False).returncode:
+        pytest.skip("cannot make a namespace")
+    dead = ["potad-1", "potad-1.7", "potad-99-0123abcd"]
+    names = [*dead, "potad-not", "potad-1-mine", "potadx-1", "other-potad-1"]
+    with tracefs() as directory:
+        for name in names:
+            os.mkdir(f"instances/{name}", dir_fd=directory)
+        try:
+            process = started(tmp_path / "1", "echo ready; read _", stdin=subprocess.PIPE)
+            live = instances() - set(names)
+            other = [*apart, *POTAD, "record", "-o", str(tmp_path / "2"), "--", "true"]
+            assert subprocess.run(other, check=False).returncode == 0
+            assert instances() == live | (set(names) - set(dead))
+            _, said = process.communicate("\n", timeout=30)
+            assert process.returncode == 0, said
+        finally:
+            for name in names:
+                with suppress(FileNotFoundError):
+                    os.rmdir(f"instances/{name}", dir_fd=directory)
+
+
+def test_an_instance_taken_for_a_dead_one_is_made_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As another recorder does that looks after it was made and before it is held."""
+    made: list[str] = []
+    mkdir = os.mkdir
+
+    def mkdir_and_lose(path: str, *, dir_fd: int) -> None:
+        mkdir(path, dir_fd=dir_fd)
+        made.append(path)
+        if len(made) < 3:
+            os.rmdir(path, dir_fd=dir_fd)
+
+    with tracefs() as directory:
+        monkeypatch.setattr(os, "mkdir", mkdir_and_lose)
+        with instance(directory, 1 << 20) as ours:
+            assert len(made) == 3
+            assert ours.counts().lost == 0
 
 
 def test_an_instance_in_use_for_a_moment_is_removed_all_the_same() -> None:
+    before = instances()
     with tracefs() as directory, instance(directory, 1 << 20):
-        file = os.open(f"instances/potad-{os.getpid()}/trace_pipe", os.O_RDONLY, dir_fd=directory)
+        (name,) = instances() - before
+        file = os.open(f"instances/{name}/trace_pipe", os.O_RDONLY, dir_fd=directory)
         closer = threading.Timer(0.4, os.close, [file])
         closer.start()
     closer.join()
@@ -305,7 +517,6 @@ def test_a_mounted_tracefs_is_used_and_stays(tmp_path: Path) -> None:
         pytest.skip(f"cannot mount tracefs: {mounted.stderr.decode()}")
     try:
         mounts = Path("/proc/self/mounts").read_text()
-        # Some may be there already, left by a recorder that was killed.
         instances = os.listdir(place / "instances")
         assert potad_record(tmp_path / "trace", ["true"]).returncode == 0
         assert Path("/proc/self/mounts").read_text() == mounts

@@ -8,8 +8,16 @@ import sys
 from pathlib import Path
 
 import pytest
-from replay_samples import BUNDLED_TRACE, COMPRESS, event_line, small_trace
+from replay_samples import (
+    BUNDLED_TRACE,
+    COMPRESS,
+    Raised,
+    event_line,
+    raising_soon,
+    small_trace,
+)
 
+from potad._core import TraceParser
 from potad.trace import TraceError, read_trace, summarise
 
 
@@ -44,6 +52,79 @@ def test_malformed_lines_are_numbered_from_one_and_passed_over(tmp_path: Path) -
     assert [number for number, _ in trace.malformed_lines] == [6, 11, len(text)]
     assert all(reason for _, reason in trace.malformed_lines)
     assert trace.events == read_trace(written(tmp_path, "".join(good))).events
+
+
+def test_allocations_that_failed_on_an_old_kernel_are_no_pages(tmp_path: Path) -> None:
+    failed = event_line(1, "mm_page_alloc", 0, 9).replace("00000000deadbeef", " " * 10 + "(null)")
+    assert "page=          (null) pfn=0x0 order=9" in failed
+    trace = read_trace(written(tmp_path, small_trace(10) + 3 * failed))
+    assert (trace.allocations, trace.failed_allocations, trace.malformed) == (10, 3, 0)
+    assert (trace.lost_frees, trace.peak_bytes) == (0, 10 * 4096)
+
+
+def test_times_as_differences_are_read(tmp_path: Path) -> None:
+    lines = small_trace(100).replace(": mm_page", ":  (+12)   mm_page")
+    trace = read_trace(written(tmp_path, lines))
+    assert (trace.allocations, trace.frees, trace.malformed) == (100, 52, 0)
+    lines = small_trace(100).replace(": mm_page", ":  <12>   mm_page")
+    with pytest.raises(TraceError, match=r"152 malformed lines.* <12> stands between"):
+        read_trace(written(tmp_path, lines))
+
+
+def test_a_line_of_two_halves_is_malformed(tmp_path: Path) -> None:
+    half = event_line(1, "mm_page_alloc", 0x77, 0)[:-40]
+    text = small_trace(10) + half + small_trace(10)
+    trace = read_trace(written(tmp_path, text.replace("# tracer: nop\n#\n", "")))
+    assert (trace.malformed, trace.allocations) == (1, 19)
+
+
+def test_a_trace_without_frees_says_so(tmp_path: Path) -> None:
+    lines = [event_line(n, "mm_page_alloc", n, 0) for n in range(1234)]
+    other = [event_line(n, "mm_page_free_somehow", n, 0) for n in range(1234)]
+    for text in (lines, lines + other):
+        (note,) = summarise("x", read_trace(written(tmp_path, "".join(text))))["notes"]
+        assert "1,234 allocations and not one free" in note
+    for text in (lines[:9], [*lines, event_line(1, "mm_page_free", 1, 0)]):
+        assert summarise("x", read_trace(written(tmp_path, "".join(text))))["notes"] == []
+
+
+def test_a_signal_is_heard_within_one_piece() -> None:
+    text = event_line(1, "mm_page_free", 0, 18).encode()
+    parser = TraceParser()
+    # Of blocks of 1 GiB nothing is live: each is searched through for what is.
+    piece = text * 200_000
+    with raising_soon(), pytest.raises(Raised):
+        parser.feed(piece)
+    # What was read of the piece is not known.
+    for call in (parser.finish, lambda: parser.feed(b""), lambda: parser.events):
+        with pytest.raises(ValueError, match="make a new one"):
+            call()
+
+
+def test_memory_that_runs_out_while_reading_is_an_error() -> None:
+    program = (
+        "import resource, sys\n"
+        "from potad._core import TraceParser\n"
+        "parser = TraceParser()\n"
+        "line = b'x-1 [0] 1.0: mm_page_alloc: page=1 pfn=%d order=0 migratetype=0\\n'\n"
+        "pieces = [b''.join(line % (n * 64) for n in range(at, at + 1000))\n"
+        "          for at in range(0, 100_000, 1000)]\n"
+        "used = int(open('/proc/self/statm').read().split()[0]) * 4096\n"
+        "resource.setrlimit(resource.RLIMIT_AS, (used + (24 << 20),) * 2)\n"
+        "try:\n"
+        "    for piece in pieces: parser.feed(piece)\n"
+        "except MemoryError as error:\n"
+        "    print('MemoryError', error)\n"
+        "try: parser.finish()\n"
+        "except ValueError as error: print(error)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    first, second = done.stdout.splitlines()
+    assert first.startswith("MemoryError the system refused memory")
+    assert "make a new one" in second
 
 
 def test_last_line_without_an_end(tmp_path: Path) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
 import types
 import typing
 from typing import Any
@@ -10,8 +12,9 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from replay_samples import BUNDLED_TRACE, SHARED_DATA
+from replay_samples import BUNDLED_TRACE, SHARED_DATA, Raised, raising_soon
 
+from potad._core import Replay
 from potad.trace import (
     CMA,
     PEERS,
@@ -226,6 +229,48 @@ def test_pins_are_in_the_way(bundled: Any) -> None:
     memory = page_rounded(bundled.peak_bytes * 11 // 10)
     granted = [runs_of(bundled, POTAD, memory, pinned=share)["granted"] for share in (0, 0.05, 1)]
     assert granted[0] > granted[1] > granted[2] > 0
+
+
+@pytest.mark.parametrize("relocator", [POTAD, CMA])
+def test_a_signal_is_heard_while_many_runs_are_asked_for(bundled: Any, relocator: str) -> None:
+    memory = 32 * default_memory_bytes(bundled.peak_bytes)
+    requests = RunRequests(PAGE_BYTES, interval_events=1, at_once=1 << 40)
+    with raising_soon(), pytest.raises(Raised):
+        replay_runs(bundled, relocator, requests, memory_bytes=memory)
+
+
+@pytest.mark.parametrize("allocator", [POTAD, *PEERS])
+def test_a_signal_is_heard_within_one_step(bundled: Any, allocator: str) -> None:
+    # The measured pass looks at all that is free after each event.
+    memory = default_memory_bytes(bundled.peak_bytes)
+    run = Replay(bundled, allocator, memory, 1, 1 << 40)
+    with raising_soon(), pytest.raises(Raised):
+        run.step(1 << 62)
+    for call in (run.result, lambda: run.step(1)):
+        with pytest.raises(ValueError, match="make a new one"):
+            call()
+
+
+def test_a_memory_too_large_for_its_tables_is_an_error(bundled: Any) -> None:
+    program = (
+        "import resource, sys\n"
+        "from potad.trace import RunRequests, read_trace, replay, replay_runs\n"
+        "trace = read_trace(sys.argv[1])\n"
+        "used = int(open('/proc/self/statm').read().split()[0]) * 4096\n"
+        "resource.setrlimit(resource.RLIMIT_AS, (used + (256 << 20),) * 2)\n"
+        "calls = [lambda: replay(trace, 'linux-buddy', memory_bytes=1 << 40)]\n"
+        "calls += [lambda name=name: replay_runs(\n"
+        "    trace, name, RunRequests(4096), memory_bytes=1 << 40) for name in ('potad', 'cma')]\n"
+        "for call in calls:\n"
+        "    try: call()\n"
+        "    except MemoryError as error: print(error)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(BUNDLED_TRACE)],
+        capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("refused") == 3, done.stdout
 
 
 def test_bad_requests_are_refused(bundled: Any) -> None:

@@ -1,7 +1,7 @@
 # What the compiled core looks like to a type checker. The documentation is with the
 # implementation, crates/potad-python/src, and in `help(potad.Space)`.
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, Literal, Self, SupportsIndex, TypeAlias, final
 
 import numpy as np
@@ -31,7 +31,9 @@ __all__ = [
     "TraceParser",
     "_Nothing",
     "__version__",
+    "catch_signals",
     "punch_hole",
+    "release_signals",
     "xxh3",
 ]
 
@@ -278,6 +280,8 @@ class NumpyContext:
 
 def xxh3(data: _Readable, /) -> int: ...
 def punch_hole(descriptor: int, offset: int, size: int, /) -> None: ...
+def catch_signals(descriptor: int, numbers: Sequence[int], /) -> None: ...
+def release_signals() -> None: ...
 
 @final
 class _Nothing:

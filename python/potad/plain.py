@@ -2,8 +2,8 @@
 
 Plain data are dicts with texts for keys, lists, texts, numbers and None. Types of fields may be
 int, float, str, dataclasses of such fields, `tuple[X, ...]`, `dict[int, X]` and `X | None`. All
-numbers here are sizes, counts, times and shares: finite and not below 0, and whole ones at most
-2^64, which is as large as a space can be.
+numbers here are sizes, counts, times and shares: from 0 to 2^64, which is as large as a space can
+be.
 
 Whoever reads does not trust who wrote. A field that is missing, one that is not known, and a
 value of another type are all a `ValueError` that says where it is: a change of fields is a change
@@ -14,14 +14,13 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import math
 import re
 import types
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from potad.usage import short
 
-WHOLE_MAX = 1 << 64
+NUMBER_MAX = 1 << 64
 
 _DIGITS = re.compile(r"\d{1,20}", re.ASCII)
 
@@ -64,13 +63,13 @@ def read(kind: type[T], data: object, where: str = "") -> T:
 def _read(hint: Any, data: object, where: str) -> Any:
     if hint is int:
         # A bool is an int to Python and to nobody else.
-        if type(data) is int and 0 <= data <= WHOLE_MAX:
+        if type(data) is int and 0 <= data <= NUMBER_MAX:
             return data
         raise ValueError(f"{where} must be a whole number from 0 to 2^64, not {short(data)}")
     if hint is float:
-        if type(data) in (int, float) and 0 <= data < math.inf:  # type: ignore[operator]
+        if type(data) in (int, float) and 0 <= data <= NUMBER_MAX:  # type: ignore[operator]
             return float(data)  # type: ignore[arg-type]
-        raise ValueError(f"{where} must be a finite number from 0 up, not {short(data)}")
+        raise ValueError(f"{where} must be a number from 0 to 2^64, not {short(data)}")
     if hint is str:
         if isinstance(data, str):
             return data
@@ -92,7 +91,7 @@ def _read(hint: Any, data: object, where: str) -> Any:
 
 def _key(key: object, where: str) -> int:
     """The number that a key of an object stands for: JSON has only texts there."""
-    if not isinstance(key, str) or not _DIGITS.fullmatch(key) or int(key) > WHOLE_MAX:
+    if not isinstance(key, str) or not _DIGITS.fullmatch(key) or int(key) > NUMBER_MAX:
         raise ValueError(f"{where} has a key that is no number up to 2^64: {short(key)}")
     return int(key)
 

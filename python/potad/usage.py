@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from potad.printable import printable
+
 if TYPE_CHECKING:
     import numpy.typing as npt
 
@@ -56,7 +58,7 @@ class Report:
         total = self.size
         lines = [("kind", "owner", "allocations", "size", "share")]
         for row in self.rows:
-            kind = row.kind.name if row.kind else "-"
+            kind = printable(row.kind.name, OWNER_WIDTH_MAX) if row.kind else "-"
             owner = "-" if row.owner is None else short(row.owner)
             share = f"{row.size / total:.1%}"
             lines.append((kind, owner, f"{row.allocations:,}", f"{row.size:,}", share))
@@ -89,8 +91,7 @@ def short(owner: Any) -> str:
         text = repr(owner)
     except Exception as error:
         text = f"<{type(owner).__name__}, whose repr raised {type(error).__name__}>"
-    text = " ".join(text.split())
-    return text if len(text) <= OWNER_WIDTH_MAX else text[: OWNER_WIDTH_MAX - 1] + "…"
+    return printable(" ".join(text.split()), OWNER_WIDTH_MAX)
 
 
 def records(

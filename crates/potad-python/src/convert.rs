@@ -214,6 +214,10 @@ fn index<'py>(name: &dyn Display, object: &Bound<'py, PyAny>) -> PyResult<Bound<
     })
 }
 
+/// Larger whole numbers are told by their length: Python gives those of thousands of digits no decimal
+/// form, and what it says instead depends on its version.
+const DECIMAL_BITS_MAX: u64 = 256;
+
 /// A value as an error message shows it: shortened, and with its type where that is not obvious.
 pub fn describe<'a, 'py>(object: &'a Bound<'py, PyAny>) -> Shown<'a, 'py> {
     Shown(object)
@@ -227,19 +231,23 @@ impl Display for Shown<'_, '_> {
         if object.is_none() {
             return to.write_str("None");
         }
+        if object.is_exact_instance_of::<PyInt>()
+            && let Ok(bits) = object.call_method0(intern!(py, "bit_length"))
+            && let Ok(bits) = bits.extract::<u64>()
+        {
+            return match bits > DECIMAL_BITS_MAX {
+                true => write!(to, "a number of {bits} bits"),
+                false => write!(to, "{object}"),
+            };
+        }
         let kind = object.get_type().name();
         let kind = kind.as_ref().ok().and_then(|kind| kind.to_str().ok()).unwrap_or("?");
         let shown = py.import(intern!(py, "reprlib"));
         let shown = shown.and_then(|it| it.call_method1(intern!(py, "repr"), (object,)));
         let shown = shown.and_then(|shown| Ok(shown.cast_into::<PyString>()?));
         match shown.as_ref().ok().and_then(|shown| shown.to_str().ok()) {
-            Some(text) if object.is_exact_instance_of::<PyInt>() => to.write_str(text),
             Some(text) => write!(to, "{text} ({kind})"),
-            // Python gives numbers of thousands of digits no decimal form.
-            None => match object.call_method0(intern!(py, "bit_length")) {
-                Ok(bits) => write!(to, "a number of {bits} bits"),
-                Err(_) => write!(to, "a value of type {kind}"),
-            },
+            None => write!(to, "a value of type {kind}"),
         }
     }
 }

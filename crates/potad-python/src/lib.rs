@@ -17,9 +17,10 @@
 //! | `objects.rs`, `memory.rs`, `counted.rs` | new objects, lists and pointers, or the word that there is no memory |
 //! | `file.rs` | checksums and holes, for `potad.swap` |
 //! | `replay.rs` | the replay engine, for `potad.trace` |
+//! | `signals.rs` | signals as messages in a pipe, for `potad.trace` |
 //!
-//! The module is for Python 3.11 and up by the stable ABI, and declared safe without the GIL: all
-//! classes are frozen, and what changes is behind locks.
+//! The module is for Python 3.11 and up by the stable ABI. All classes are frozen, and what changes is
+//! behind locks, so it declares that it needs no GIL. No free-threaded Python has run its tests yet.
 
 mod arena;
 mod arrays;
@@ -40,6 +41,7 @@ mod owners;
 mod record;
 mod relocation;
 mod replay;
+mod signals;
 mod space;
 mod state;
 mod trash;
@@ -63,6 +65,7 @@ fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     file::register(module)?;
     fast::install(module.py())?;
     replay::register(module)?;
+    signals::register(module)?;
     fork::install()?;
     Ok(())
 }

@@ -1,17 +1,33 @@
 //! The replay engine for Python: `TraceParser`, `Trace`, `Replay` and `RunReplay` of `potad._core`.
 //!
 //! Conversion only. Work of any length runs with the interpreter detached, so that other Python
-//! threads go on meanwhile. All but `Trace` change with each call and are for one thread at a time:
+//! threads go on meanwhile, and looks for signals several times a second: a handler that raises, as that
+//! of Ctrl-C does, ends the call. All but `Trace` change with each call and are for one thread at a time:
 //! calls of several threads wait for each other. A `Trace` does not change and is shared between
 //! replays.
+//!
+//! A call that ended half done, by a signal's handler or because memory ran out, leaves nothing that could
+//! be gone on with: what it worked on is given back at once, and further calls are refused.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::ops::Deref;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use pyo3::exceptions::{PyMemoryError, PyRuntimeError, PyValueError};
 use pyo3::prelude::*;
+use pyo3::types::{PyList, PyString};
 
 use potad_replay as engine;
-use potad_replay::{BuildError, ReplayError, RunRequests, Settings};
+use potad_replay::{
+    BuildError, Interrupts, OutOfMemory, ReplayError, RunRequests, Settings, Stop, TraceError, text,
+};
+
+/// What is said of something that has ended.
+const ENDED: &str =
+    "it is finished, or a call of it was interrupted or ran out of memory: make a new one";
+
+/// Time between two looks for signals.
+const LOOK_INTERVAL: Duration = Duration::from_millis(20);
 
 /// Adds the classes to the module.
 pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
@@ -21,159 +37,263 @@ pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<RunReplay>()
 }
 
-/// What is behind a lock. A call that panicked left it as it was or half done; the next call says so
-/// by its result, there is nothing else to protect.
+/// What is behind a lock.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn replay_error(error: ReplayError) -> PyErr {
-    let message = error.to_string();
-    match error {
-        ReplayError::Build(BuildError::Metadata { .. }) => PyMemoryError::new_err(message),
-        // Not the caller's doing: an allocator that fails its own recount.
-        ReplayError::Check(_) => PyRuntimeError::new_err(message),
-        _ => PyValueError::new_err(message),
+/// Why a call came to nothing.
+enum Failure {
+    /// What it worked on ended with an earlier call.
+    Ended,
+    Trace(TraceError),
+    Replay(ReplayError),
+}
+
+impl From<Stop> for Failure {
+    fn from(stop: Stop) -> Failure {
+        Failure::Replay(stop.into())
+    }
+}
+
+impl From<OutOfMemory> for Failure {
+    fn from(refused: OutOfMemory) -> Failure {
+        Stop::from(refused).into()
+    }
+}
+
+impl From<TraceError> for Failure {
+    fn from(error: TraceError) -> Failure {
+        Failure::Trace(error)
+    }
+}
+
+impl From<ReplayError> for Failure {
+    fn from(error: ReplayError) -> Failure {
+        Failure::Replay(error)
+    }
+}
+
+impl Failure {
+    /// Why what the call worked on is half done, if it is.
+    fn stop(&self) -> Option<Stop> {
+        match self {
+            Failure::Trace(TraceError::Stopped(stop)) => Some(*stop),
+            Failure::Replay(error) => error.stop(),
+            Failure::Ended | Failure::Trace(_) => None,
+        }
+    }
+
+    /// The exception for it; `raised` is what a signal's handler has raised.
+    fn exception(self, py: Python<'_>, raised: Option<PyErr>) -> PyErr {
+        let stop = self.stop();
+        if let (Some(Stop::Interrupted), Some(raised)) = (stop, raised) {
+            return raised;
+        }
+        let message = match &self {
+            Failure::Ended => text(format_args!("{ENDED}")),
+            Failure::Trace(error) => text(format_args!("{error}")),
+            Failure::Replay(error) => text(format_args!("{error}")),
+        };
+        let class = match self {
+            _ if stop.is_some() => py.get_type::<PyMemoryError>(),
+            Failure::Replay(ReplayError::Build(BuildError::Metadata { .. })) => {
+                py.get_type::<PyMemoryError>()
+            }
+            // Not the caller's doing: an allocator that fails its own recount.
+            Failure::Replay(ReplayError::Check(_)) => py.get_type::<PyRuntimeError>(),
+            _ => py.get_type::<PyValueError>(),
+        };
+        let made = python_text(py, &message).and_then(|message| class.call1((message,)));
+        made.map_or_else(|error| error, PyErr::from_value)
+    }
+}
+
+/// A text as a Python object, for which there may be no memory.
+fn python_text<'py>(py: Python<'py>, text: &str) -> PyResult<Bound<'py, PyString>> {
+    PyString::from_bytes(py, text.as_bytes())
+}
+
+/// Runs `work` detached, with looks for signals on the way.
+fn interruptible<T: Send>(
+    py: Python<'_>,
+    work: impl FnOnce(&mut Interrupts<'_>) -> Result<T, Failure> + Send,
+) -> PyResult<T> {
+    let mut raised = None;
+    let done = py.detach(|| {
+        let mut looked = Instant::now();
+        let mut wants_stop = || {
+            if looked.elapsed() < LOOK_INTERVAL {
+                return false;
+            }
+            looked = Instant::now();
+            raised = Python::attach(|py| py.check_signals()).err();
+            raised.is_some()
+        };
+        work(&mut Interrupts::new(&mut wants_stop))
+    });
+    done.map_err(|failure| failure.exception(py, raised))
+}
+
+/// Something that changes with each call, until it is taken or a call of it ends half done.
+struct Ongoing<T>(Mutex<Option<T>>);
+
+impl<T: Send> Ongoing<T> {
+    fn new(ongoing: T) -> Self {
+        Ongoing(Mutex::new(Some(ongoing)))
+    }
+
+    fn call<R: Send>(
+        &self,
+        py: Python<'_>,
+        work: impl FnOnce(&mut T, &mut Interrupts<'_>) -> Result<R, Failure> + Send,
+    ) -> PyResult<R> {
+        interruptible(py, |interrupts| {
+            let mut place = lock(&self.0);
+            let result = work(place.as_mut().ok_or(Failure::Ended)?, interrupts);
+            if result.as_ref().is_err_and(|failure| failure.stop().is_some()) {
+                *place = None;
+            }
+            result
+        })
+    }
+
+    fn take(&self) -> Result<T, Failure> {
+        lock(&self.0).take().ok_or(Failure::Ended)
     }
 }
 
 /// Reads recorded page traffic, in pieces of any length.
 #[pyclass(frozen, module = "potad._core")]
-struct TraceParser {
-    /// `None` when finished. Boxed, as it searches with vector registers that it keeps: Python
-    /// aligns its objects to 16 bytes only.
-    parser: Mutex<Option<Box<engine::TraceParser>>>,
-}
-
-impl TraceParser {
-    fn with<T>(&self, read: impl FnOnce(&mut engine::TraceParser) -> T) -> PyResult<T> {
-        match lock(&self.parser).as_mut() {
-            Some(parser) => Ok(read(parser)),
-            None => Err(PyValueError::new_err("this parser is finished")),
-        }
-    }
-}
+struct TraceParser(Ongoing<engine::TraceParser>);
 
 #[pymethods]
 impl TraceParser {
     #[new]
     fn new() -> Self {
-        TraceParser { parser: Mutex::new(Some(Box::new(engine::TraceParser::new()))) }
+        TraceParser(Ongoing::new(engine::TraceParser::new()))
     }
 
     /// Reads the next bytes of the text.
     fn feed(&self, py: Python<'_>, data: &[u8]) -> PyResult<()> {
-        py.detach(|| self.with(|parser| parser.feed(data)))
+        self.0.call(py, |parser, interrupts| Ok(parser.feed(data, interrupts)?))
     }
 
     /// Ends the text and gives the trace; ValueError where there is no page event in it.
     fn finish(&self, py: Python<'_>) -> PyResult<Trace> {
-        let finished = py.detach(|| lock(&self.parser).take().map(|parser| parser.finish()));
-        match finished {
-            Some(Ok(trace)) => Ok(Trace { trace: Arc::new(trace) }),
-            Some(Err(error)) => Err(PyValueError::new_err(error.to_string())),
-            None => Err(PyValueError::new_err("this parser is finished")),
-        }
+        interruptible(py, |_| Ok(Trace(self.0.take()?.finish()?)))
     }
 
     /// Page events read so far.
     #[getter]
     fn events(&self, py: Python<'_>) -> PyResult<u64> {
-        py.detach(|| self.with(|parser| parser.events()))
+        self.0.call(py, |parser, _| Ok(parser.events()))
     }
 
     /// Lines read so far.
     #[getter]
     fn lines(&self, py: Python<'_>) -> PyResult<u64> {
-        py.detach(|| self.with(|parser| parser.lines()))
+        self.0.call(py, |parser, _| Ok(parser.lines()))
     }
 }
 
 /// A recorded stretch of page traffic.
 #[pyclass(frozen, module = "potad._core")]
-struct Trace {
-    trace: Arc<engine::Trace>,
+struct Trace(engine::Trace);
+
+/// What a replay reads its trace through: the Python object, as a counted pointer of Rust's own cannot be
+/// made without memory for it.
+struct Held(Py<Trace>);
+
+impl Deref for Held {
+    type Target = engine::Trace;
+
+    fn deref(&self) -> &engine::Trace {
+        &self.0.get().0
+    }
 }
 
 #[pymethods]
 impl Trace {
     #[getter]
     fn events(&self) -> u64 {
-        self.trace.events()
+        self.0.events()
     }
 
     #[getter]
     fn allocations(&self) -> u64 {
-        self.trace.allocations()
+        self.0.allocations()
     }
 
     #[getter]
     fn frees(&self) -> u64 {
-        self.trace.frees()
+        self.0.frees()
     }
 
     #[getter]
     fn failed_allocations(&self) -> u64 {
-        self.trace.failed_allocations()
+        self.0.failed_allocations()
     }
 
     #[getter]
     fn frees_before_recording(&self) -> u64 {
-        self.trace.frees_before_recording()
+        self.0.frees_before_recording()
     }
 
     #[getter]
     fn partial_frees(&self) -> u64 {
-        self.trace.partial_frees()
+        self.0.partial_frees()
     }
 
     #[getter]
     fn lost_frees(&self) -> u64 {
-        self.trace.lost_frees()
+        self.0.lost_frees()
     }
 
     #[getter]
     fn malformed(&self) -> u64 {
-        self.trace.malformed()
+        self.0.malformed()
     }
 
     #[getter]
-    fn malformed_lines(&self) -> Vec<(u64, String)> {
-        let lines = self.trace.malformed_lines();
-        lines.iter().map(|(number, fault)| (*number, fault.to_string())).collect()
+    fn malformed_lines<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyList>> {
+        let lines = PyList::empty(py);
+        for (number, fault) in self.0.malformed_lines() {
+            lines.append((*number, python_text(py, &text(format_args!("{fault}")))?))?;
+        }
+        Ok(lines)
     }
 
     #[getter]
     fn dropped(&self) -> u64 {
-        self.trace.dropped()
+        self.0.dropped()
     }
 
     #[getter]
     fn peak_bytes(&self) -> u64 {
-        self.trace.peak_bytes()
+        self.0.peak_bytes()
     }
 
     #[getter]
     fn live_bytes(&self) -> u64 {
-        self.trace.live_bytes()
+        self.0.live_bytes()
     }
 
     #[getter]
     fn seconds(&self) -> f64 {
-        self.trace.seconds()
+        self.0.seconds()
     }
 
     #[getter]
     fn format(&self) -> &'static str {
-        self.trace.format().name()
+        self.0.format().name()
     }
 }
 
 /// A trace on its way through one allocator.
 #[pyclass(frozen, module = "potad._core")]
 struct Replay {
-    /// Boxed for its alignment, as the parser is.
-    replay: Mutex<Box<engine::Replay>>,
+    replay: Ongoing<engine::Replay>,
     /// Steps of all passes together.
     #[pyo3(get)]
     total: u64,
@@ -184,30 +304,30 @@ impl Replay {
     #[new]
     fn new(
         py: Python<'_>,
-        trace: &Trace,
+        trace: Py<Trace>,
         allocator: &str,
         memory: u64,
         probe_interval: u64,
         points: u64,
     ) -> PyResult<Self> {
         let settings = Settings { memory_bytes: memory, probe_interval, points };
-        let trace = trace.trace.clone();
-        let replay =
-            py.detach(|| engine::Replay::new(trace, allocator, settings)).map_err(replay_error)?;
-        Ok(Replay { total: replay.total(), replay: Mutex::new(Box::new(replay)) })
+        let replay = interruptible(py, |interrupts| {
+            Ok(engine::Replay::new(Held(trace), allocator, settings, interrupts)?)
+        })?;
+        Ok(Replay { total: replay.total(), replay: Ongoing::new(replay) })
     }
 
     /// Replays up to so many more events; how many, 0 at the end.
     fn step(&self, py: Python<'_>, events: u64) -> PyResult<u64> {
-        py.detach(|| lock(&self.replay).step(events)).map_err(replay_error)
+        self.replay.call(py, |replay, interrupts| Ok(replay.step(events, interrupts)?))
     }
 
     /// The result as JSON, after the allocator's own check; ValueError before the end.
-    fn result(&self, py: Python<'_>) -> PyResult<String> {
-        py.detach(|| match lock(&self.replay).result() {
-            Ok(report) => Ok(report.to_json()),
-            Err(error) => Err(replay_error(error)),
-        })
+    fn result<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyString>> {
+        let json = self
+            .replay
+            .call(py, |replay, interrupts| Ok(replay.result(interrupts)?.to_json()?))?;
+        python_text(py, &json)
     }
 }
 
@@ -225,8 +345,7 @@ struct Requests {
 /// A trace on its way through one relocator, which is asked for runs.
 #[pyclass(frozen, module = "potad._core")]
 struct RunReplay {
-    /// Boxed for its alignment, as the parser is.
-    relocation: Mutex<Box<engine::Relocation>>,
+    relocation: Ongoing<engine::Relocation<Held>>,
     /// Steps of the pass.
     #[pyo3(get)]
     total: u64,
@@ -237,7 +356,7 @@ impl RunReplay {
     #[new]
     fn new(
         py: Python<'_>,
-        trace: &Trace,
+        trace: Py<Trace>,
         relocator: &str,
         memory: u64,
         requests: Requests,
@@ -247,23 +366,23 @@ impl RunReplay {
             requests;
         let requests =
             RunRequests { size_bytes, align_bytes, interval_events, at_once, pinned, reserve };
-        let trace = trace.trace.clone();
-        let relocation = py
-            .detach(|| engine::Relocation::new(trace, relocator, memory, requests, points))
-            .map_err(replay_error)?;
-        Ok(RunReplay { total: relocation.total(), relocation: Mutex::new(Box::new(relocation)) })
+        let relocation = interruptible(py, |interrupts| {
+            let trace = Held(trace);
+            Ok(engine::Relocation::new(trace, relocator, memory, requests, points, interrupts)?)
+        })?;
+        Ok(RunReplay { total: relocation.total(), relocation: Ongoing::new(relocation) })
     }
 
     /// Replays up to so many more events; how many, 0 at the end.
-    fn step(&self, py: Python<'_>, events: u64) -> u64 {
-        py.detach(|| lock(&self.relocation).step(events))
+    fn step(&self, py: Python<'_>, events: u64) -> PyResult<u64> {
+        self.relocation.call(py, |relocation, interrupts| Ok(relocation.step(events, interrupts)?))
     }
 
     /// The result as JSON, after the relocator's own check; ValueError before the end.
-    fn result(&self, py: Python<'_>) -> PyResult<String> {
-        py.detach(|| match lock(&self.relocation).result() {
-            Ok(report) => Ok(report.to_json()),
-            Err(error) => Err(replay_error(error)),
-        })
+    fn result<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyString>> {
+        let json = self
+            .relocation
+            .call(py, |relocation, interrupts| Ok(relocation.result(interrupts)?.to_json()?))?;
+        python_text(py, &json)
     }
 }

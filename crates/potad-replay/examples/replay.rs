@@ -9,15 +9,16 @@ use std::io::Read;
 use std::sync::Arc;
 use std::time::Instant;
 
-use potad_replay::{Replay, Settings, TraceParser, allocator_names};
+use potad_replay::{Interrupts, Replay, Settings, TraceParser, allocator_names};
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut text = Vec::new();
     std::io::stdin().read_to_end(&mut text)?;
     let start = Instant::now();
+    let go_on = &mut Interrupts::none();
     let mut parser = TraceParser::new();
     for piece in text.chunks(1 << 20) {
-        parser.feed(piece);
+        parser.feed(piece, go_on)?;
     }
     let trace = Arc::new(parser.finish()?);
     let seconds = start.elapsed().as_secs_f64();
@@ -38,16 +39,16 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     for name in allocator_names() {
         let start = Instant::now();
         let settings = Settings { memory_bytes, probe_interval: 1000, points: 500 };
-        let mut replay = Replay::new(trace.clone(), name, settings)?;
-        while replay.step(100_000)? > 0 {}
-        let report = replay.result()?;
+        let mut replay = Replay::new(trace.clone(), name, settings, go_on)?;
+        while replay.step(100_000, go_on)? > 0 {}
+        let report = replay.result(go_on)?;
         eprintln!(
             "{name}: {:.2} s, {:.1} ns an operation, {:?}",
             start.elapsed().as_secs_f64(),
             report.nanoseconds_per_operation.median,
             report.cache_lines,
         );
-        println!("{}", report.to_json());
+        println!("{}", report.to_json()?);
     }
     Ok(())
 }

@@ -1,5 +1,7 @@
 //! A simulated processor cache: set associative, the least recently used line goes.
 
+use crate::stop::OutOfMemory;
+
 /// No line: what an unused way holds.
 const EMPTY: u32 = u32::MAX;
 
@@ -13,13 +15,20 @@ pub struct LruCache<const WAYS: usize> {
 impl<const WAYS: usize> LruCache<WAYS> {
     /// An empty cache of so many lines.
     ///
+    /// # Errors
+    ///
+    /// [`OutOfMemory`] where there is no memory for them.
+    ///
     /// # Panics
     ///
     /// Where the lines do not make a power of two of sets.
-    pub fn new(lines: usize) -> Self {
+    pub fn new(lines: usize) -> Result<Self, OutOfMemory> {
         let sets = lines / WAYS;
         assert!(sets.is_power_of_two() && sets * WAYS == lines, "{lines} lines in {WAYS} ways");
-        LruCache { sets: vec![[EMPTY; WAYS]; sets], mask: sets - 1 }
+        let mut cache = LruCache { sets: Vec::new(), mask: sets - 1 };
+        cache.sets.try_reserve_exact(sets)?;
+        cache.sets.resize(sets, [EMPTY; WAYS]);
+        Ok(cache)
     }
 
     /// Uses a line: whether it was there. If not, it is now, in place of the set's oldest.
@@ -66,7 +75,7 @@ mod tests {
     proptest! {
         #[test]
         fn as_naive(lines in prop::collection::vec(0_u32..96, 0..2000)) {
-            let mut cache = LruCache::<4>::new(32);
+            let mut cache = LruCache::<4>::new(32).unwrap();
             let mut naive = Naive { sets: vec![VecDeque::new(); 8], ways: 4 };
             for line in lines {
                 prop_assert_eq!(cache.access(line), naive.access(line));
@@ -76,7 +85,7 @@ mod tests {
 
     #[test]
     fn a_set_holds_its_ways_and_no_more() {
-        let mut cache = LruCache::<8>::new(512);
+        let mut cache = LruCache::<8>::new(512).unwrap();
         let lines: Vec<u32> = (0..8).map(|i| i * 64).collect();
         assert!(lines.iter().all(|&line| !cache.access(line)));
         assert!(lines.iter().all(|&line| cache.access(line)));

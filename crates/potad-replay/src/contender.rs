@@ -10,6 +10,7 @@ use crate::error::BuildError;
 use crate::first_fit::FirstFit;
 use crate::linux_buddy::LinuxBuddy;
 use crate::potad_space::{self, PotadSpace};
+use crate::stop::Interrupts;
 
 /// Metadata up to which the kernel's page structures are made resident beforehand: above, a memory
 /// much larger than its trace would take the machine's own.
@@ -25,7 +26,14 @@ pub(crate) trait Contender: 'static {
     type With<P: Probe + Send + 'static>: PageAllocator + Send + 'static;
 
     /// An allocator of so many pages, all free.
-    fn build<P: Probe + Send + 'static>(pages: u64, probe: P) -> Result<Self::With<P>, BuildError>;
+    fn build<P: Probe + Send + 'static>(
+        pages: u64,
+        probe: P,
+        interrupts: &mut Interrupts<'_>,
+    ) -> Result<Self::With<P>, BuildError>;
+
+    /// The probe of an allocator.
+    fn probe<P: Probe + Send + 'static>(allocator: &Self::With<P>) -> &P;
 }
 
 pub(crate) struct PotadContender;
@@ -35,8 +43,16 @@ impl Contender for PotadContender {
     const TITLE: &'static str = "potad";
     type With<P: Probe + Send + 'static> = PotadSpace<P>;
 
-    fn build<P: Probe + Send + 'static>(pages: u64, probe: P) -> Result<Self::With<P>, BuildError> {
+    fn build<P: Probe + Send + 'static>(
+        pages: u64,
+        probe: P,
+        _: &mut Interrupts<'_>,
+    ) -> Result<Self::With<P>, BuildError> {
         PotadSpace::with_probe(pages, probe)
+    }
+
+    fn probe<P: Probe + Send + 'static>(allocator: &Self::With<P>) -> &P {
+        allocator.space.probe()
     }
 }
 
@@ -47,13 +63,21 @@ impl Contender for LinuxBuddyContender {
     const TITLE: &'static str = "Linux buddy (restated)";
     type With<P: Probe + Send + 'static> = LinuxBuddy<P>;
 
-    fn build<P: Probe + Send + 'static>(pages: u64, probe: P) -> Result<Self::With<P>, BuildError> {
-        let mut buddy = LinuxBuddy::with_probe(pages, probe)?;
+    fn build<P: Probe + Send + 'static>(
+        pages: u64,
+        probe: P,
+        interrupts: &mut Interrupts<'_>,
+    ) -> Result<Self::With<P>, BuildError> {
+        let mut buddy = LinuxBuddy::with_probe(pages, probe, interrupts)?;
         // A running kernel's page structures are resident: their page faults are not an operation's.
         if buddy.metadata_bytes() <= POPULATE_BYTES_MAX {
-            buddy.populate();
+            buddy.populate(interrupts)?;
         }
         Ok(buddy)
+    }
+
+    fn probe<P: Probe + Send + 'static>(allocator: &Self::With<P>) -> &P {
+        allocator.probe()
     }
 }
 
@@ -64,8 +88,16 @@ impl Contender for FirstFitContender {
     const TITLE: &'static str = "First fit (address-ordered)";
     type With<P: Probe + Send + 'static> = FirstFit<P>;
 
-    fn build<P: Probe + Send + 'static>(pages: u64, probe: P) -> Result<Self::With<P>, BuildError> {
+    fn build<P: Probe + Send + 'static>(
+        pages: u64,
+        probe: P,
+        _: &mut Interrupts<'_>,
+    ) -> Result<Self::With<P>, BuildError> {
         FirstFit::with_probe(pages, probe)
+    }
+
+    fn probe<P: Probe + Send + 'static>(allocator: &Self::With<P>) -> &P {
+        allocator.probe()
     }
 }
 

@@ -17,11 +17,12 @@
 //! # Steps in slices
 //!
 //! [`Replay::step`] does up to so many steps and returns, so that a caller can show progress, be
-//! interrupted, or take turns between allocators. A slice of 50,000 steps or more costs nothing that
-//! can be measured.
+//! take turns between allocators. A slice of 50,000 steps or more costs nothing that can be measured.
+//! Within a slice, the caller is asked now and then whether to go on: see [`Interrupts`].
 
-use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::marker::PhantomData;
+use std::ops::Deref;
+use std::time::Duration;
 
 use potad::NoProbe;
 
@@ -30,10 +31,13 @@ use crate::contender::{
     Contender, FirstFitContender, LinuxBuddyContender, PotadContender, allocator_names,
 };
 use crate::error::ReplayError;
+use crate::fallible::{boxed, with_room};
+use crate::figures::FIGURE_ORDERS;
 use crate::measured::{INDEX_BYTES, Measured, unusable};
-use crate::pass::{Pass, Unwatched};
+use crate::pass::{Counting, Pass, Unwatched};
 use crate::probe::{CacheLines, CountingProbe};
 use crate::report::{Nanoseconds, Report};
+use crate::stop::Interrupts;
 use crate::trace::{PAGE_BYTES, Trace};
 
 /// Timed passes.
@@ -53,19 +57,23 @@ pub struct Settings {
     pub points: u64,
 }
 
-/// A trace on its way through an allocator.
+/// A trace on its way through an allocator. Of no further use after an error, but for
+/// [`ReplayError::NotFinished`].
 pub struct Replay(Box<dyn Run>);
 
 impl Replay {
-    /// Prepares a replay. `allocator` is one of [`allocator_names`].
+    /// Prepares a replay. `allocator` is one of [`allocator_names`]; `trace` is anything that leads to a
+    /// trace, such as an `Arc`.
     ///
     /// # Errors
     ///
-    /// [`ReplayError`] with the setting that is wrong.
+    /// [`ReplayError`] with the setting that is wrong, or where memory runs out or the caller wants to
+    /// stop.
     pub fn new(
-        trace: Arc<Trace>,
+        trace: impl Deref<Target = Trace> + Send + 'static,
         allocator: &str,
         settings: Settings,
+        interrupts: &mut Interrupts<'_>,
     ) -> Result<Replay, ReplayError> {
         let Settings { memory_bytes: bytes, probe_interval, points } = settings;
         check_memory(bytes)?;
@@ -73,18 +81,15 @@ impl Replay {
             return Err(ReplayError::ProbeInterval);
         }
         check_points(points)?;
-        let run: Box<dyn Run> = match allocator {
-            PotadContender::NAME => Box::new(Runner::<PotadContender>::new(trace, settings)?),
+        let run = match allocator {
+            PotadContender::NAME => runner::<PotadContender, _>(trace, settings, interrupts),
             LinuxBuddyContender::NAME => {
-                Box::new(Runner::<LinuxBuddyContender>::new(trace, settings)?)
+                runner::<LinuxBuddyContender, _>(trace, settings, interrupts)
             }
-            FirstFitContender::NAME => Box::new(Runner::<FirstFitContender>::new(trace, settings)?),
-            _ => {
-                let known = allocator_names().join(", ");
-                return Err(ReplayError::UnknownAllocator { name: allocator.to_owned(), known });
-            }
+            FirstFitContender::NAME => runner::<FirstFitContender, _>(trace, settings, interrupts),
+            _ => return Err(ReplayError::unknown(allocator, allocator_names())),
         };
-        Ok(Replay(run))
+        run.map(Replay)
     }
 
     /// Steps of all passes together.
@@ -96,53 +101,74 @@ impl Replay {
     ///
     /// # Errors
     ///
-    /// [`ReplayError::Build`] where a further round's allocator cannot be made.
-    pub fn step(&mut self, steps: u64) -> Result<u64, ReplayError> {
-        self.0.step(steps)
+    /// [`ReplayError::Build`] where a further round's allocator cannot be made, and
+    /// [`ReplayError::Stopped`] where memory runs out or the caller wants to stop.
+    pub fn step(
+        &mut self,
+        steps: u64,
+        interrupts: &mut Interrupts<'_>,
+    ) -> Result<u64, ReplayError> {
+        self.0.step(steps, interrupts)
     }
 
     /// The result, after the allocator's own check of all it keeps.
     ///
     /// # Errors
     ///
-    /// [`ReplayError::NotFinished`] before the end, [`ReplayError::Check`] where the check fails.
-    pub fn result(&mut self) -> Result<Report, ReplayError> {
-        self.0.result()
+    /// [`ReplayError::NotFinished`] before the end, [`ReplayError::Check`] where the check fails, and
+    /// [`ReplayError::Stopped`] where memory runs out or the caller wants to stop.
+    pub fn result(&mut self, interrupts: &mut Interrupts<'_>) -> Result<Report, ReplayError> {
+        self.0.result(interrupts)
     }
 }
 
 /// A [`Runner`] of any allocator.
 trait Run: Send {
     fn total(&self) -> u64;
-    fn step(&mut self, steps: u64) -> Result<u64, ReplayError>;
-    fn result(&mut self) -> Result<Report, ReplayError>;
+    fn step(&mut self, steps: u64, interrupts: &mut Interrupts<'_>) -> Result<u64, ReplayError>;
+    fn result(&mut self, interrupts: &mut Interrupts<'_>) -> Result<Report, ReplayError>;
+}
+
+fn runner<C: Contender, T: Deref<Target = Trace> + Send + 'static>(
+    trace: T,
+    settings: Settings,
+    interrupts: &mut Interrupts<'_>,
+) -> Result<Box<dyn Run>, ReplayError> {
+    let runner = Runner::<C, T>::new(trace, settings, interrupts)?;
+    Ok(boxed(runner)?)
 }
 
 /// The passes of one allocator.
-struct Runner<C: Contender> {
-    trace: Arc<Trace>,
+struct Runner<C: Contender, T> {
+    trace: T,
     settings: Settings,
     done: u64,
-    /// Nanoseconds an operation of the rounds done.
-    rounds: Vec<f64>,
+    /// Nanoseconds an operation of the rounds done, and how many these are.
+    rounds: [f64; ROUNDS],
+    rounds_done: usize,
     cache_lines: CacheLines,
     phase: Phase<C>,
 }
 
 enum Phase<C: Contender> {
     Timed { pass: Pass<C::With<NoProbe>>, elapsed: Duration },
-    Counting { pass: Pass<C::With<CountingProbe>>, probe: CountingProbe },
+    Counting { pass: Pass<C::With<CountingProbe>> },
     Measured(Box<Measured<C::With<NoProbe>>>),
 }
 
-impl<C: Contender> Runner<C> {
-    fn new(trace: Arc<Trace>, settings: Settings) -> Result<Self, ReplayError> {
-        let phase = Self::timed(&trace, &settings)?;
+impl<C: Contender, T: Deref<Target = Trace>> Runner<C, T> {
+    fn new(
+        trace: T,
+        settings: Settings,
+        interrupts: &mut Interrupts<'_>,
+    ) -> Result<Self, ReplayError> {
+        let phase = Self::timed(&trace, &settings, interrupts)?;
         let cache_lines = CacheLines::default();
+        let (rounds, rounds_done) = ([0.0; ROUNDS], 0);
         let mut runner =
-            Runner { trace, settings, done: 0, rounds: Vec::new(), cache_lines, phase };
+            Runner { trace, settings, done: 0, rounds, rounds_done, cache_lines, phase };
         // A trace of no steps is at its end before it begins.
-        runner.finish_passes()?;
+        runner.finish_passes(interrupts)?;
         Ok(runner)
     }
 
@@ -150,42 +176,48 @@ impl<C: Contender> Runner<C> {
         self.settings.memory_bytes / PAGE_BYTES
     }
 
-    fn timed(trace: &Trace, settings: &Settings) -> Result<Phase<C>, ReplayError> {
-        let allocator = C::build(settings.memory_bytes / PAGE_BYTES, NoProbe)?;
-        Ok(Phase::Timed { pass: Pass::new(allocator, trace), elapsed: Duration::ZERO })
+    fn timed(
+        trace: &Trace,
+        settings: &Settings,
+        interrupts: &mut Interrupts<'_>,
+    ) -> Result<Phase<C>, ReplayError> {
+        let allocator = C::build(settings.memory_bytes / PAGE_BYTES, NoProbe, interrupts)?;
+        let pass = Pass::new(allocator, trace, interrupts)?;
+        Ok(Phase::Timed { pass, elapsed: Duration::ZERO })
     }
 
-    fn counting(&self) -> Result<Phase<C>, ReplayError> {
-        let probe = CountingProbe::new();
-        let allocator = C::build(self.pages(), probe.clone())?;
-        Ok(Phase::Counting { pass: Pass::new(allocator, &self.trace), probe })
+    fn counting(&self, interrupts: &mut Interrupts<'_>) -> Result<Phase<C>, ReplayError> {
+        let probe = CountingProbe::new()?;
+        let allocator = C::build(self.pages(), probe, interrupts)?;
+        Ok(Phase::Counting { pass: Pass::new(allocator, &self.trace, interrupts)? })
     }
 
-    fn measured(&self) -> Result<Phase<C>, ReplayError> {
-        let allocator = C::build(self.pages(), NoProbe)?;
+    fn measured(&self, interrupts: &mut Interrupts<'_>) -> Result<Phase<C>, ReplayError> {
+        let allocator = C::build(self.pages(), NoProbe, interrupts)?;
         let Settings { probe_interval, points, .. } = self.settings;
-        let measured = Measured::new(allocator, &self.trace, probe_interval, points);
-        Ok(Phase::Measured(Box::new(measured)))
+        let measured = Measured::new(allocator, &self.trace, probe_interval, points, interrupts)?;
+        Ok(Phase::Measured(boxed(measured)?))
     }
 
     /// Ends a pass that has done all its steps, and begins the next.
-    fn finish_passes(&mut self) -> Result<(), ReplayError> {
+    fn finish_passes(&mut self, interrupts: &mut Interrupts<'_>) -> Result<(), ReplayError> {
         let end = self.trace.steps.len();
         loop {
             self.phase = match &self.phase {
                 Phase::Timed { pass, elapsed } if pass.at == end => {
                     let operations = pass.progress.operations().max(1);
-                    self.rounds.push(elapsed.as_nanos() as f64 / operations as f64);
-                    if self.rounds.len() < ROUNDS {
-                        Self::timed(&self.trace, &self.settings)?
+                    self.rounds[self.rounds_done] = elapsed.as_nanos() as f64 / operations as f64;
+                    self.rounds_done += 1;
+                    if self.rounds_done < ROUNDS {
+                        Self::timed(&self.trace, &self.settings, interrupts)?
                     } else {
-                        self.counting()?
+                        self.counting(interrupts)?
                     }
                 }
-                Phase::Counting { pass, probe } if pass.at == end => {
-                    pass.allocator.check()?;
-                    self.cache_lines = probe.lines();
-                    self.measured()?
+                Phase::Counting { pass } if pass.at == end => {
+                    pass.allocator.check(interrupts)?;
+                    self.cache_lines = C::probe(&pass.allocator).lines();
+                    self.measured(interrupts)?
                 }
                 _ => return Ok(()),
             };
@@ -193,12 +225,12 @@ impl<C: Contender> Runner<C> {
     }
 }
 
-impl<C: Contender> Run for Runner<C> {
+impl<C: Contender, T: Deref<Target = Trace> + Send> Run for Runner<C, T> {
     fn total(&self) -> u64 {
         self.trace.steps.len() as u64 * PASSES
     }
 
-    fn step(&mut self, steps: u64) -> Result<u64, ReplayError> {
+    fn step(&mut self, steps: u64, interrupts: &mut Interrupts<'_>) -> Result<u64, ReplayError> {
         let pass_steps = self.trace.steps.len() as u64;
         let target = self.total().min(self.done.saturating_add(steps));
         let before = self.done;
@@ -208,30 +240,33 @@ impl<C: Contender> Run for Runner<C> {
             let steps = &self.trace.steps;
             match &mut self.phase {
                 Phase::Timed { pass, elapsed } => {
-                    let start = Instant::now();
-                    pass.run(steps, end as usize, &Unwatched);
-                    *elapsed += start.elapsed();
+                    *elapsed += pass.run(steps, end as usize, &Unwatched, interrupts)?;
                 }
-                Phase::Counting { pass, probe } => pass.run(steps, end as usize, probe),
-                Phase::Measured(measured) => measured.run(&self.trace, end as usize),
+                Phase::Counting { pass } => {
+                    pass.run(steps, end as usize, &Counting::<C>(PhantomData), interrupts)?;
+                    C::probe(&pass.allocator).has_counted()?;
+                }
+                Phase::Measured(measured) => measured.run(&self.trace, end as usize, interrupts)?,
             }
             self.done += end - at;
-            self.finish_passes()?;
+            self.finish_passes(interrupts)?;
         }
         Ok(self.done - before)
     }
 
-    fn result(&mut self) -> Result<Report, ReplayError> {
+    fn result(&mut self, interrupts: &mut Interrupts<'_>) -> Result<Report, ReplayError> {
         let (done, total) = (self.done, self.total());
         let trace = &self.trace;
         let measured = match &mut self.phase {
             Phase::Measured(measured) if done == total => measured,
             _ => return Err(ReplayError::NotFinished { done, total }),
         };
-        measured.allocator().check()?;
+        measured.allocator().check(interrupts)?;
         let progress = measured.progress();
-        let blocks = measured.allocator().free_blocks();
+        let blocks = measured.allocator().free_blocks(interrupts)?;
+        let mut free_blocks = with_room(FIGURE_ORDERS)?;
         let counts = (0..).zip(&blocks.0).filter(|&(_, &count)| count > 0);
+        free_blocks.extend(counts.map(|(order, &count)| (PAGE_BYTES << order, count)));
         Ok(Report {
             allocator: C::NAME,
             title: C::TITLE,
@@ -246,17 +281,19 @@ impl<C: Contender> Run for Runner<C> {
             steps: trace.steps.len() as u64,
             operations: progress.operations(),
             live_bytes: progress.live_pages * PAGE_BYTES,
-            live_unmovable_bytes: measured.unmovable_pages().map(|pages| pages * PAGE_BYTES),
+            live_unmovable_bytes: measured
+                .unmovable_pages(interrupts)?
+                .map(|pages| pages * PAGE_BYTES),
             peak_bytes: progress.peak_pages * PAGE_BYTES,
             metadata_bytes: measured.allocator().metadata_bytes(),
-            nanoseconds_per_operation: nanoseconds(&self.rounds),
+            nanoseconds_per_operation: nanoseconds(self.rounds),
             cache_lines: self.cache_lines,
             largest_free_bytes: blocks.largest_pages() * PAGE_BYTES,
-            unusable_free_index: INDEX_BYTES.map(|bytes| (bytes, unusable(&blocks, bytes))).into(),
+            unusable_free_index: INDEX_BYTES.map(|bytes| (bytes, unusable(&blocks, bytes))),
             runs: measured.runs(),
-            free_blocks: counts.map(|(order, &count)| (PAGE_BYTES << order, count)).collect(),
-            curves: measured.curves().clone(),
-            map: measured.map().clone(),
+            free_blocks,
+            curves: measured.curves().copied()?,
+            map: measured.map().copied()?,
         })
     }
 }
@@ -277,12 +314,8 @@ pub(crate) fn check_points(points: u64) -> Result<(), ReplayError> {
     if points < 2 { Err(ReplayError::Points { points }) } else { Ok(()) }
 }
 
-/// Median and extremes of times, of which there may be none.
-pub(crate) fn nanoseconds(times: &[f64]) -> Nanoseconds {
-    let mut sorted = times.to_vec();
-    sorted.sort_by(f64::total_cmp);
-    match (sorted.first(), sorted.get(sorted.len() / 2), sorted.last()) {
-        (Some(&min), Some(&median), Some(&max)) => Nanoseconds { median, min, max },
-        _ => Nanoseconds::default(),
-    }
+/// Median and extremes of the rounds.
+fn nanoseconds(mut rounds: [f64; ROUNDS]) -> Nanoseconds {
+    rounds.sort_unstable_by(f64::total_cmp);
+    Nanoseconds { median: rounds[ROUNDS / 2], min: rounds[0], max: rounds[ROUNDS - 1] }
 }

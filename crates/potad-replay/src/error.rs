@@ -1,13 +1,64 @@
 //! What can go wrong, each with the numbers a person needs to mend it.
 
+use std::fmt;
+
+use crate::fallible::text;
+use crate::stop::{OutOfMemory, Stop};
 use crate::trace::ORDER_MAX;
 
+/// Bytes of a trace that an error quotes.
+const QUOTED_MAX: usize = 40;
+
+/// The beginning of a text out of a trace. It is shown in printable characters only.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct Quote {
+    bytes: [u8; QUOTED_MAX],
+    len: u8,
+}
+
+impl Quote {
+    /// The beginning of `text`.
+    pub fn of(text: &[u8]) -> Quote {
+        let len = text.len().min(QUOTED_MAX);
+        let mut bytes = [0; QUOTED_MAX];
+        bytes[..len].copy_from_slice(&text[..len]);
+        Quote { bytes, len: len as u8 }
+    }
+}
+
+impl From<&str> for Quote {
+    fn from(text: &str) -> Quote {
+        Quote::of(text.as_bytes())
+    }
+}
+
+impl fmt::Display for Quote {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.bytes[..self.len.into()].escape_ascii().fmt(f)
+    }
+}
+
+impl fmt::Debug for Quote {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "\"{self}\"")
+    }
+}
+
 /// Why a line that names a page event could not be read.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum LineFault {
     /// Nothing that can be read as a time stands where the recorder puts it.
     #[error("no timestamp before the event's name")]
     NoTimestamp,
+    /// What stands between the time and the event's name is no recorder's that is known.
+    #[error("{text} stands between the timestamp and the event's name")]
+    Between {
+        /// What stands there, shortened.
+        text: Quote,
+    },
+    /// The line has parts of more than one event: their writing or copying was cut off.
+    #[error("parts of more than one event stand in the line")]
+    Torn,
     /// A field the event cannot be understood without is not there.
     #[error("the field {field}= is missing")]
     Missing {
@@ -20,7 +71,7 @@ pub enum LineFault {
         /// The field's name.
         field: &'static str,
         /// What stands there instead, shortened.
-        text: String,
+        text: Quote,
     },
     /// The order is larger than any kernel's.
     #[error("order={order} is above the largest order {ORDER_MAX}")]
@@ -48,13 +99,34 @@ pub enum LineFault {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum TraceError {
     /// Not one page event was recognised.
-    #[error("no page event (mm_page_alloc, mm_page_free) in {lines} lines; is this a trace?{hint}")]
+    #[error(
+        "no page event (mm_page_alloc, mm_page_free) in {lines} lines; is this a trace?{}",
+        Nearly { malformed: *.malformed, first: *.first }
+    )]
     NoEvents {
         /// Lines read.
         lines: u64,
-        /// Empty, or the first line that nearly was an event.
-        hint: String,
+        /// Lines that nearly were an event.
+        malformed: u64,
+        /// The first of them: its number, and what is wrong.
+        first: Option<(u64, LineFault)>,
     },
+    /// The last line was not read to its end.
+    #[error(transparent)]
+    Stopped(#[from] Stop),
+}
+
+/// What is said of lines that nearly were an event.
+struct Nearly {
+    malformed: u64,
+    first: Option<(u64, LineFault)>,
+}
+
+impl fmt::Display for Nearly {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Some((number, fault)) = self.first else { return Ok(()) };
+        write!(f, " {} malformed lines, the first is line {number}: {fault}", self.malformed)
+    }
 }
 
 /// Why an allocator could not be made.
@@ -96,30 +168,51 @@ pub enum BuildError {
         /// Which allocator.
         allocator: &'static str,
         /// What it said.
-        reason: String,
+        reason: potad::Error,
     },
+    /// It was not made to its end.
+    #[error(transparent)]
+    Stopped(#[from] Stop),
 }
 
-/// An allocator's recount disagrees with its books.
+impl From<OutOfMemory> for BuildError {
+    fn from(refused: OutOfMemory) -> BuildError {
+        BuildError::Stopped(refused.into())
+    }
+}
+
+/// Why an allocator's recount did not end well.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{allocator} is corrupt: {what}")]
-pub struct CheckError {
-    /// Which allocator.
-    pub allocator: &'static str,
-    /// What disagrees.
-    pub what: String,
+pub enum CheckError {
+    /// It disagrees with the allocator's books.
+    #[error("{allocator} is corrupt: {what}")]
+    Corrupt {
+        /// Which allocator.
+        allocator: &'static str,
+        /// What disagrees.
+        what: String,
+    },
+    /// It did not come to its end.
+    #[error(transparent)]
+    Stopped(#[from] Stop),
+}
+
+impl CheckError {
+    pub(crate) fn corrupt(allocator: &'static str, what: fmt::Arguments<'_>) -> CheckError {
+        CheckError::Corrupt { allocator, what: text(what) }
+    }
 }
 
 /// Why a replay could not be set up, or has no result.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ReplayError {
     /// No allocator goes by this name.
-    #[error("allocator: no allocator is called {name:?}; there are {known}")]
+    #[error("allocator: no allocator is called {name:?}; there are {}", List(.known))]
     UnknownAllocator {
         /// The name given.
         name: String,
         /// The names there are.
-        known: String,
+        known: &'static [&'static str],
     },
     /// The memory is not a positive whole number of pages.
     #[error("memory: {bytes} bytes is not a positive multiple of the page size, 4096 bytes")]
@@ -190,4 +283,41 @@ pub enum ReplayError {
     /// The allocator did not survive its own recount.
     #[error(transparent)]
     Check(#[from] CheckError),
+    /// The replay was not done to its end.
+    #[error(transparent)]
+    Stopped(#[from] Stop),
+}
+
+impl From<OutOfMemory> for ReplayError {
+    fn from(refused: OutOfMemory) -> ReplayError {
+        ReplayError::Stopped(refused.into())
+    }
+}
+
+impl ReplayError {
+    pub(crate) fn unknown(name: &str, known: &'static [&'static str]) -> ReplayError {
+        ReplayError::UnknownAllocator { name: text(format_args!("{name}")), known }
+    }
+
+    /// Why the replay cannot go on, where it is neither an argument nor the allocator.
+    pub fn stop(&self) -> Option<Stop> {
+        match *self {
+            ReplayError::Stopped(stop)
+            | ReplayError::Build(BuildError::Stopped(stop))
+            | ReplayError::Check(CheckError::Stopped(stop)) => Some(stop),
+            _ => None,
+        }
+    }
+}
+
+/// Names, separated by commas.
+struct List<'a>(&'a [&'static str]);
+
+impl fmt::Display for List<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (at, name) in self.0.iter().enumerate() {
+            write!(f, "{}{name}", if at == 0 { "" } else { ", " })?;
+        }
+        Ok(())
+    }
 }

@@ -13,6 +13,8 @@
 
 use std::ops::Range;
 
+use crate::fallible::{filled, push};
+use crate::stop::{Interrupts, Stop};
 use crate::trace::PAGE_BYTES;
 
 /// Orders a free block can have: page numbers are below 2^32.
@@ -102,15 +104,19 @@ impl BlockCounts {
 }
 
 /// Joins extents and blocks that adjoin. They come in address order.
-pub(crate) fn coalesce(sorted: impl Iterator<Item = Extent>) -> Vec<Extent> {
+pub(crate) fn coalesce(
+    sorted: impl Iterator<Item = Extent>,
+    interrupts: &mut Interrupts<'_>,
+) -> Result<Vec<Extent>, Stop> {
     let mut joined: Vec<Extent> = Vec::new();
     for extent in sorted {
         match joined.last_mut() {
             Some(last) if last.end() == extent.start => last.pages += extent.pages,
-            _ => joined.push(extent),
+            _ => push(&mut joined, extent)?,
         }
+        interrupts.after(1)?;
     }
-    joined
+    Ok(joined)
 }
 
 /// Whether an extent has room for a run of `pages` at a multiple of `align`.
@@ -125,13 +131,21 @@ pub(crate) fn map_cell_bytes(pages: u64) -> u64 {
 
 /// How much of each cell is occupied, 0 to 255, by the extents that are free. 0 is wholly free and 255
 /// wholly occupied, nothing else is.
-pub(crate) fn occupancy_map(pages: u64, free: &[Extent]) -> Vec<u8> {
-    cells(pages, free).map(|(free, size)| share(size - free, size)).collect()
+pub(crate) fn occupancy_map(
+    pages: u64,
+    free: &[Extent],
+    interrupts: &mut Interrupts<'_>,
+) -> Result<Vec<u8>, Stop> {
+    map_of(pages, free, |free, size| share(size - free, size), interrupts)
 }
 
 /// How much of each cell some extents cover, in the same way.
-pub(crate) fn coverage_map(pages: u64, extents: &[Extent]) -> Vec<u8> {
-    cells(pages, extents).map(|(covered, size)| share(covered, size)).collect()
+pub(crate) fn coverage_map(
+    pages: u64,
+    extents: &[Extent],
+    interrupts: &mut Interrupts<'_>,
+) -> Result<Vec<u8>, Stop> {
+    map_of(pages, extents, share, interrupts)
 }
 
 /// Pages in some extents.
@@ -147,12 +161,19 @@ fn share(part: u64, size: u64) -> u8 {
     }
 }
 
-/// Pages of each cell that extents cover, and that it has: the last cell may reach past the memory.
-fn cells(pages: u64, extents: &[Extent]) -> impl Iterator<Item = (u64, u64)> {
+/// A value for each cell, from the pages of it that extents cover and those that it has: the last cell may
+/// reach past the memory.
+fn map_of(
+    pages: u64,
+    extents: &[Extent],
+    value: impl Fn(u64, u64) -> u8,
+    interrupts: &mut Interrupts<'_>,
+) -> Result<Vec<u8>, Stop> {
     let cell_pages = map_cell_bytes(pages) / PAGE_BYTES;
-    let mut covered = vec![0_u64; pages.div_ceil(cell_pages) as usize];
+    let mut covered = filled(0_u64, pages.div_ceil(cell_pages) as usize, interrupts)?;
     for extent in extents {
         let mut start = extent.start;
+        interrupts.after(1 + extent.pages / cell_pages)?;
         while start < extent.end() {
             let cell = start / cell_pages;
             let end = extent.end().min((cell + 1) * cell_pages);
@@ -160,9 +181,11 @@ fn cells(pages: u64, extents: &[Extent]) -> impl Iterator<Item = (u64, u64)> {
             start = end;
         }
     }
-    (0..)
-        .zip(covered)
-        .map(move |(cell, covered)| (covered, cell_pages.min(pages - cell * cell_pages)))
+    let mut map = filled(0, covered.len(), interrupts)?;
+    for ((cell, covered), value_of) in (0..).zip(covered).zip(&mut map) {
+        *value_of = value(covered, cell_pages.min(pages - cell * cell_pages));
+    }
+    Ok(map)
 }
 
 #[cfg(test)]
@@ -202,12 +225,15 @@ mod tests {
         let map = occupancy_map(
             20_001,
             &[Extent { start: 1, pages: 3 }, Extent { start: 20_000, pages: 1 }],
-        );
+            &mut Interrupts::none(),
+        )
+        .unwrap();
         assert_eq!(map.len(), 10_001);
         assert_eq!(map[..3], [127, 0, 255]);
         assert_eq!(map[10_000], 0);
-        assert_eq!(occupancy_map(20_001, &[])[10_000], 255);
-        let map = coverage_map(20_001, &[Extent { start: 1, pages: 3 }]);
+        assert_eq!(occupancy_map(20_001, &[], &mut Interrupts::none()).unwrap()[10_000], 255);
+        let map = coverage_map(20_001, &[Extent { start: 1, pages: 3 }], &mut Interrupts::none())
+            .unwrap();
         assert_eq!((map.len(), &map[..3], map[10_000]), (10_001, &[127, 255, 0][..], 0));
     }
 }

@@ -8,7 +8,8 @@
 //! search goes straight to the lowest extent that can serve it and never looks at one that cannot;
 //! the length of the longest extent would not do, as a long extent may hold no aligned block.
 //! The summaries stand beside the links, in the parent, so that an operation touches only the nodes on
-//! its path. A node is 32 bytes: two to a cache line.
+//! its path. A node is 32 bytes: two to a cache line. An operation makes one node at most, whose place is
+//! reserved before it begins.
 //!
 //! Nothing is kept about allocations: whoever frees says what.
 //!
@@ -22,7 +23,9 @@ use potad::{NoProbe, Probe};
 
 use crate::allocator::{PAGES_MAX, PageAllocator};
 use crate::error::{BuildError, CheckError};
+use crate::fallible::{boxed, push};
 use crate::figures::{Extent, has_run};
+use crate::stop::{Interrupts, OutOfMemory, Stop};
 
 const ALLOCATOR: &str = "first-fit";
 
@@ -83,7 +86,7 @@ impl FirstFit<NoProbe> {
     ///
     /// # Errors
     ///
-    /// [`BuildError`] where the number of pages is out of range.
+    /// [`BuildError`] where the number of pages is out of range or the system refuses the metadata.
     pub fn new(pages: u64) -> Result<Self, BuildError> {
         FirstFit::with_probe(pages, NoProbe)
     }
@@ -99,11 +102,16 @@ impl<P: Probe> FirstFit<P> {
         if pages == 0 || pages > PAGES_MAX {
             return Err(BuildError::Pages { pages, max: PAGES_MAX });
         }
-        let header = Box::new(Header { root: Link::NIL, unused: NIL });
+        let header = boxed(Header { root: Link::NIL, unused: NIL })?;
         let mut this = FirstFit { nodes: Vec::new(), node_count: 0, header, pages, probe };
+        this.reserve_node()?;
         let root = this.insert(Link::NIL, Span { start: 0, pages: pages as u32 });
         this.set_root(root);
         Ok(this)
+    }
+
+    pub(crate) fn probe(&self) -> &P {
+        &self.probe
     }
 
     // The ways to metadata: all reads and writes of nodes and header are here.
@@ -134,7 +142,17 @@ impl<P: Probe> FirstFit<P> {
         self.header.root = root;
     }
 
-    /// Stores a node in a place no other uses.
+    /// Makes sure that there is a place for a node more.
+    #[inline]
+    fn reserve_node(&mut self) -> Result<(), OutOfMemory> {
+        let is_full = self.node_count as usize == 2 * self.nodes.len();
+        if is_full && self.header.unused == NIL && self.nodes.len() == self.nodes.capacity() {
+            self.nodes.try_reserve(1)?;
+        }
+        Ok(())
+    }
+
+    /// Stores a node in a place no other uses, which has been reserved.
     fn store_new(&mut self, value: Node) -> u32 {
         self.probe.touch((&raw const self.header.unused).addr(), size_of::<u32>());
         let index = self.header.unused;
@@ -326,27 +344,37 @@ impl<P: Probe> FirstFit<P> {
     }
 
     /// Allocates an aligned block of 2^`order` pages at the lowest address there is one.
+    ///
+    /// # Errors
+    ///
+    /// [`OutOfMemory`] where there is no memory for metadata.
     #[inline]
-    pub fn alloc(&mut self, order: u32) -> Option<u32> {
+    pub fn alloc(&mut self, order: u32) -> Result<Option<u32>, OutOfMemory> {
         let root = self.root();
         if u32::from(root.best) <= order {
-            return None;
+            return Ok(None);
         }
+        self.reserve_node()?;
         let (mut root, page, rest) = self.take(root, order);
         if let Some(rest) = rest {
             root = self.insert(root, rest);
         }
         self.set_root(root);
-        Some(page)
+        Ok(Some(page))
     }
 
     /// Frees 2^`order` pages and merges them with what is free on either side.
+    ///
+    /// # Errors
+    ///
+    /// [`OutOfMemory`] where there is no memory for metadata.
     ///
     /// # Panics
     ///
     /// Where they reach out of the memory or are free in part.
     #[inline]
-    pub fn free(&mut self, page: u32, order: u32) {
+    pub fn free(&mut self, page: u32, order: u32) -> Result<(), OutOfMemory> {
+        self.reserve_node()?;
         let end = u64::from(page) + (1 << order);
         let (before, after) = self.neighbours(page);
         assert!(
@@ -377,50 +405,61 @@ impl<P: Probe> FirstFit<P> {
             }
         };
         self.set_root(root);
+        Ok(())
     }
 
     // Measurements.
 
     /// Calls `visit` for the extents with room for a block of `order`, in address order, until it
     /// says `true`; whether it did.
-    fn any_extent(&self, tree: Link, order: u32, visit: &mut impl FnMut(Extent) -> bool) -> bool {
+    fn any_extent(
+        &self,
+        tree: Link,
+        order: u32,
+        visit: &mut impl FnMut(Extent) -> Result<bool, Stop>,
+    ) -> Result<bool, Stop> {
         if u32::from(tree.best) <= order {
-            return false;
+            return Ok(false);
         }
         let node = self.load(tree.node);
-        self.any_extent(node.left, order, visit)
+        Ok(self.any_extent(node.left, order, visit)?
             || (u32::from(node.own_best()) > order
-                && visit(Extent { start: node.start.into(), pages: node.pages.into() }))
-            || self.any_extent(node.right, order, visit)
+                && visit(Extent { start: node.start.into(), pages: node.pages.into() })?)
+            || self.any_extent(node.right, order, visit)?)
     }
 
     /// Recounts a subtree: its true link and the nodes in it. `end` is where the extent before it ends.
-    fn recount(&self, tree: Link, end: &mut Option<u64>) -> Result<(Link, u32), CheckError> {
-        let corrupt = |what| CheckError { allocator: ALLOCATOR, what };
+    fn recount(
+        &self,
+        tree: Link,
+        end: &mut Option<u64>,
+        interrupts: &mut Interrupts<'_>,
+    ) -> Result<(Link, u32), CheckError> {
         if tree.node == NIL {
             return Ok((Link::NIL, 0));
         }
+        interrupts.after(1)?;
         let node = self.load(tree.node);
-        let (left, left_count) = self.recount(node.left, end)?;
+        let (left, left_count) = self.recount(node.left, end, interrupts)?;
         let span = Span { start: node.start, pages: node.pages };
         if span.pages == 0
             || span.end() > self.pages
             || end.is_some_and(|end| end >= u64::from(span.start))
         {
-            return Err(corrupt(format!(
+            return Err(corrupt(format_args!(
                 "{span:?} does not stand apart behind an extent that ends at {end:?}"
             )));
         }
         *end = Some(span.end());
-        let (right, right_count) = self.recount(node.right, end)?;
+        let (right, right_count) = self.recount(node.right, end, interrupts)?;
         if (left, right) != (node.left, node.right) {
-            return Err(corrupt(format!(
+            return Err(corrupt(format_args!(
                 "{span:?} has {left:?}, {right:?} and says {:?}, {:?}",
                 node.left, node.right
             )));
         }
         if left.height.abs_diff(right.height) > 1 {
-            return Err(corrupt(format!("{span:?} is out of balance: {left:?}, {right:?}")));
+            return Err(corrupt(format_args!("{span:?} is out of balance: {left:?}, {right:?}")));
         }
         Ok((node.link(tree.node), left_count + right_count + 1))
     }
@@ -428,64 +467,79 @@ impl<P: Probe> FirstFit<P> {
 
 impl<P: Probe> PageAllocator for FirstFit<P> {
     #[inline]
-    fn alloc(&mut self, order: u32) -> Option<u32> {
+    fn alloc(&mut self, order: u32) -> Result<Option<u32>, OutOfMemory> {
         self.alloc(order)
     }
 
     #[inline]
-    fn free(&mut self, page: u32, order: u32) {
-        self.free(page, order);
+    fn free(&mut self, page: u32, order: u32) -> Result<(), OutOfMemory> {
+        self.free(page, order)
     }
 
     #[inline]
-    fn free_piece(&mut self, page: u32, order: u32) {
-        self.free(page, order);
+    fn free_piece(&mut self, page: u32, order: u32) -> Result<(), OutOfMemory> {
+        self.free(page, order)
     }
 
     fn pages(&self) -> u64 {
         self.pages
     }
 
-    fn free_extents(&mut self) -> Vec<Extent> {
+    fn free_extents(&mut self, interrupts: &mut Interrupts<'_>) -> Result<Vec<Extent>, Stop> {
         let mut extents = Vec::new();
         self.any_extent(self.root(), 0, &mut |extent| {
-            extents.push(extent);
-            false
-        });
-        extents
+            interrupts.after(1)?;
+            push(&mut extents, extent)?;
+            Ok(false)
+        })?;
+        Ok(extents)
     }
 
     /// A run at a multiple of 2^k begins with an aligned block of 2^k, or is shorter than that.
-    fn can_run(&mut self, pages: u64, align: u64) -> bool {
+    fn can_run(
+        &mut self,
+        pages: u64,
+        align: u64,
+        interrupts: &mut Interrupts<'_>,
+    ) -> Result<bool, Stop> {
         let order = align.trailing_zeros().min(pages.ilog2());
-        self.any_extent(self.root(), order, &mut |extent| has_run(extent, pages, align))
+        self.any_extent(self.root(), order, &mut |extent| {
+            interrupts.after(1)?;
+            Ok(has_run(extent, pages, align))
+        })
     }
 
     fn metadata_bytes(&self) -> u64 {
         u64::from(self.node_count) * size_of::<Node>() as u64 + size_of::<Header>() as u64
     }
 
-    fn check(&self) -> Result<(), CheckError> {
-        let corrupt = |what| Err(CheckError { allocator: ALLOCATOR, what });
-        let (root, count) = self.recount(self.header.root, &mut None)?;
+    fn check(&self, interrupts: &mut Interrupts<'_>) -> Result<(), CheckError> {
+        let (root, count) = self.recount(self.header.root, &mut None, interrupts)?;
         if root != self.header.root {
-            return corrupt(format!(
+            return Err(corrupt(format_args!(
                 "the root is {root:?}, the header says {:?}",
                 self.header.root
-            ));
+            )));
         }
         let mut unused = 0;
         let mut at = self.header.unused;
         while at != NIL && unused <= self.node_count {
             unused += 1;
+            interrupts.after(1)?;
             at = self.load(at).left.node;
         }
         if count + unused != self.node_count {
             let all = self.node_count;
-            return corrupt(format!("{count} nodes in the tree and {unused} unused are not {all}"));
+            return Err(corrupt(format_args!(
+                "{count} nodes in the tree and {unused} unused are not {all}"
+            )));
         }
         Ok(())
     }
+}
+
+fn corrupt(what: std::fmt::Arguments<'_>) -> CheckError {
+    CheckError::corrupt(ALLOCATOR, what)
 }
 
 /// An extent in page numbers.

@@ -41,6 +41,7 @@ mod cache;
 mod contender;
 mod engine;
 mod error;
+mod fallible;
 mod figures;
 mod first_fit;
 mod line;
@@ -54,13 +55,15 @@ mod probe;
 mod relocation;
 mod report;
 mod samples;
+mod stop;
 mod trace;
 
 pub use allocator::{PAGES_MAX, PageAllocator};
 pub use cache::LruCache;
 pub use contender::allocator_names;
 pub use engine::{ROUNDS, Replay, Settings};
-pub use error::{BuildError, CheckError, LineFault, ReplayError, TraceError};
+pub use error::{BuildError, CheckError, LineFault, Quote, ReplayError, TraceError};
+pub use fallible::text;
 pub use figures::{BlockCounts, Extent, FIGURE_ORDERS};
 pub use first_fit::FirstFit;
 pub use linux_buddy::LinuxBuddy;
@@ -72,4 +75,5 @@ pub use relocation::{
     ReserveLoss, RunRequests, remainder,
 };
 pub use report::{AddressMap, Curves, Nanoseconds, Report, RunProbes};
+pub use stop::{Interrupts, OutOfMemory, Stop};
 pub use trace::{ORDER_MAX, PAGE_BYTES, Step, Trace, TraceFormat};

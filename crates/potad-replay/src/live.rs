@@ -16,9 +16,12 @@
 
 use rustc_hash::FxHashMap;
 
+use crate::fallible::push;
+use crate::stop::OutOfMemory;
 use crate::trace::{ORDER_MAX, PackedStep, Step};
 
-const WINDOW_ORDER: u32 = 6;
+/// log2 of the pages of a window.
+pub(crate) const WINDOW_ORDER: u32 = 6;
 const ORDERS: usize = ORDER_MAX as usize + 1;
 const NO_WINDOW: u32 = u32::MAX;
 
@@ -55,7 +58,8 @@ pub(crate) struct Released {
     pub pieces: u64,
 }
 
-/// The live pages, and the steps that led to them.
+/// The live pages, and the steps that led to them. Of no further use after a call that was refused
+/// memory.
 pub(crate) struct LivePages {
     /// Window number (pfn >> 6) to index into `windows`.
     index: FxHashMap<u64, u32>,
@@ -93,8 +97,13 @@ impl LivePages {
     }
 
     /// Records an allocation; first frees what is live in its range, and returns what that was.
-    pub(crate) fn alloc(&mut self, pfn: u64, order: u32, migratetype: u32) -> Released {
-        let lost = self.free(pfn, order);
+    pub(crate) fn alloc(
+        &mut self,
+        pfn: u64,
+        order: u32,
+        migratetype: u32,
+    ) -> Result<Released, OutOfMemory> {
+        let lost = self.free(pfn, order)?;
         let allocation = Allocation { order, live_pages: 1 << order };
         let slot = match self.free_slots.pop() {
             Some(slot) => {
@@ -102,50 +111,62 @@ impl LivePages {
                 slot
             }
             None => {
-                self.allocations.push(allocation);
+                push(&mut self.allocations, allocation)?;
                 (self.allocations.len() - 1) as u32
             }
         };
-        self.insert(pfn, Block { slot, offset: 0, order });
-        self.steps.push(PackedStep::pack(Step::Alloc { slot, order, migratetype }));
+        self.insert(pfn, Block { slot, offset: 0, order })?;
+        push(&mut self.steps, PackedStep::pack(Step::Alloc { slot, order, migratetype }))?;
         self.live_pages += 1 << order;
         if self.live_pages > self.peak_pages {
             self.peak_pages = self.live_pages;
             self.peak_step = self.steps.len();
         }
-        lost
+        Ok(lost)
     }
 
     /// Records the free of a range: a step for each live block or part of one in it.
-    pub(crate) fn free(&mut self, pfn: u64, order: u32) -> Released {
+    pub(crate) fn free(&mut self, pfn: u64, order: u32) -> Result<Released, OutOfMemory> {
         let mut released = Released::default();
         match self.block_holding(pfn) {
             Some((start, block)) if block.order >= order => {
                 self.remove(start, block.order);
                 let offset = (pfn - start) as u32;
-                self.keep_rest(start, block, offset, order);
+                self.keep_rest(start, block, offset, order)?;
                 self.release(
                     Block { slot: block.slot, offset: block.offset + offset, order },
                     &mut released,
-                );
+                )?;
             }
             // Smaller than the range or not live at its first page: whatever is live inside it.
-            _ => self.free_inside(pfn, order, &mut released),
+            _ => self.free_inside(pfn, order, &mut released)?,
         }
-        released
+        Ok(released)
     }
 
     /// Puts back what is left of a block when its `order` pages at `offset` are taken out: the other
     /// half, then the other half of the half, as a buddy allocator splits.
-    fn keep_rest(&mut self, start: u64, block: Block, offset: u32, order: u32) {
+    fn keep_rest(
+        &mut self,
+        start: u64,
+        block: Block,
+        offset: u32,
+        order: u32,
+    ) -> Result<(), OutOfMemory> {
         for half in order..block.order {
             let rest = (offset & !((1 << half) - 1)) ^ (1 << half);
             let kept = Block { slot: block.slot, offset: block.offset + rest, order: half };
-            self.insert(start + u64::from(rest), kept);
+            self.insert(start + u64::from(rest), kept)?;
         }
+        Ok(())
     }
 
-    fn free_inside(&mut self, pfn: u64, order: u32, released: &mut Released) {
+    fn free_inside(
+        &mut self,
+        pfn: u64,
+        order: u32,
+        released: &mut Released,
+    ) -> Result<(), OutOfMemory> {
         let end = pfn + (1 << order);
         let mut base = pfn & !63;
         while base < end {
@@ -159,31 +180,33 @@ impl LivePages {
                     starts &= starts - 1;
                     let block = self.windows[window].blocks[bit];
                     self.remove(base + bit as u64, block.order);
-                    self.release(block, released);
+                    self.release(block, released)?;
                 }
             }
             base += 64;
         }
+        Ok(())
     }
 
     /// Writes the step that frees a block already taken out of the windows.
-    fn release(&mut self, block: Block, released: &mut Released) {
+    fn release(&mut self, block: Block, released: &mut Released) -> Result<(), OutOfMemory> {
         let Block { slot, offset, order } = block;
         let allocation = &mut self.allocations[slot as usize];
         let whole = order == allocation.order;
         allocation.live_pages -= 1 << order;
         if allocation.live_pages == 0 {
-            self.free_slots.push(slot);
+            push(&mut self.free_slots, slot)?;
         }
         self.live_pages -= 1 << order;
         released.pages += 1 << order;
-        self.steps.push(PackedStep::pack(if whole {
+        let step = if whole {
             released.wholes += 1;
             Step::Free { slot, order }
         } else {
             released.pieces += 1;
             Step::FreePiece { slot, order, offset }
-        }));
+        };
+        push(&mut self.steps, PackedStep::pack(step))
     }
 
     /// The live block that holds this page, with the page it starts at.
@@ -218,13 +241,14 @@ impl LivePages {
         None
     }
 
-    fn insert(&mut self, pfn: u64, block: Block) {
+    fn insert(&mut self, pfn: u64, block: Block) -> Result<(), OutOfMemory> {
         let number = pfn >> WINDOW_ORDER;
         let window = match self.window(number) {
             Some(window) => window,
             None => {
                 let new = self.windows.len();
-                self.windows.push(Window { starts: 0, blocks: [Block::default(); 64] });
+                push(&mut self.windows, Window { starts: 0, blocks: [Block::default(); 64] })?;
+                self.index.try_reserve(1)?;
                 self.index.insert(number, new as u32);
                 self.last_window = (number, new as u32);
                 new
@@ -239,6 +263,7 @@ impl LivePages {
         self.windows[window].starts |= 1 << bit;
         self.windows[window].blocks[bit] = block;
         self.blocks_of_order[block.order as usize] += 1;
+        Ok(())
     }
 
     fn remove(&mut self, pfn: u64, order: u32) {
@@ -271,33 +296,33 @@ mod tests {
     #[test]
     fn a_page_out_of_the_middle() {
         let mut live = LivePages::new();
-        live.alloc(0x200, 9, 1);
-        assert_eq!(live.free(0x2c3, 0), Released { pages: 1, wholes: 0, pieces: 1 });
+        live.alloc(0x200, 9, 1).unwrap();
+        assert_eq!(live.free(0x2c3, 0).unwrap(), Released { pages: 1, wholes: 0, pieces: 1 });
         // The rest, freed as the one block it was: 511 pages in nine pieces.
-        assert_eq!(live.free(0x200, 9), Released { pages: 511, wholes: 0, pieces: 9 });
+        assert_eq!(live.free(0x200, 9).unwrap(), Released { pages: 511, wholes: 0, pieces: 9 });
         assert_eq!(live.live_pages, 0);
         assert_eq!(steps(&live)[1], Step::FreePiece { slot: 0, order: 0, offset: 0xc3 });
         // The slot is free again.
-        live.alloc(7, 0, 0);
+        live.alloc(7, 0, 0).unwrap();
         assert_eq!(live.slots(), 1);
     }
 
     #[test]
     fn a_range_over_several_allocations() {
         let mut live = LivePages::new();
-        live.alloc(0x40, 0, 0);
-        live.alloc(0x42, 1, 0);
-        live.alloc(0x80, 6, 0);
-        assert_eq!(live.free(0, 8), Released { pages: 67, wholes: 3, pieces: 0 });
-        assert_eq!(live.free(0, 8), Released::default());
+        live.alloc(0x40, 0, 0).unwrap();
+        live.alloc(0x42, 1, 0).unwrap();
+        live.alloc(0x80, 6, 0).unwrap();
+        assert_eq!(live.free(0, 8).unwrap(), Released { pages: 67, wholes: 3, pieces: 0 });
+        assert_eq!(live.free(0, 8).unwrap(), Released::default());
     }
 
     #[test]
     fn allocated_while_live() {
         let mut live = LivePages::new();
-        live.alloc(0x40, 3, 0);
-        assert_eq!(live.alloc(0x44, 0, 0), Released { pages: 1, wholes: 0, pieces: 1 });
-        assert_eq!(live.alloc(0x40, 3, 0), Released { pages: 8, wholes: 1, pieces: 3 });
+        live.alloc(0x40, 3, 0).unwrap();
+        assert_eq!(live.alloc(0x44, 0, 0).unwrap(), Released { pages: 1, wholes: 0, pieces: 1 });
+        assert_eq!(live.alloc(0x40, 3, 0).unwrap(), Released { pages: 8, wholes: 1, pieces: 3 });
         assert_eq!(live.live_pages, 8);
         assert_eq!(live.peak_pages, 8);
     }
@@ -315,7 +340,7 @@ mod tests {
                 let range = pfn..pfn + (1 << order);
                 let mut expected: Vec<(usize, u32)> = pages.range(range.clone()).map(|(_, &page)| page).collect();
                 let before = live.steps.len();
-                let released = if alloc { live.alloc(pfn, order, 3) } else { live.free(pfn, order) };
+                let released = if alloc { live.alloc(pfn, order, 3).unwrap() } else { live.free(pfn, order).unwrap() };
                 prop_assert_eq!(released.pages as usize, expected.len());
                 let mut freed = Vec::new();
                 for step in &live.steps[before..] {

@@ -11,6 +11,7 @@ use crate::figures::{
 use crate::pass::{Labelling, Pass, Progress};
 use crate::report::{AddressMap, Curves, RunProbes};
 use crate::samples::{Samples, next_multiple, seconds_at};
+use crate::stop::{Interrupts, Stop};
 use crate::trace::{PAGE_BYTES, Trace};
 
 /// The run that is looked for.
@@ -33,12 +34,19 @@ pub(crate) struct Measured<A> {
 }
 
 impl<A: PageAllocator> Measured<A> {
-    pub fn new(allocator: A, trace: &Trace, probe_interval: u64, points: u64) -> Self {
+    pub fn new(
+        allocator: A,
+        trace: &Trace,
+        probe_interval: u64,
+        points: u64,
+        interrupts: &mut Interrupts<'_>,
+    ) -> Result<Self, Stop> {
         let cell_bytes = map_cell_bytes(allocator.pages());
+        let samples = Samples::new(points, trace);
         let mut measured = Measured {
-            pass: Pass::new(allocator, trace),
-            samples: Samples::new(points, trace),
-            curves: Curves::default(),
+            pass: Pass::new(allocator, trace, interrupts)?,
+            curves: Curves::with_room(samples.count())?,
+            samples,
             runs: RunProbes {
                 size_bytes: RUN_BYTES,
                 align_bytes: RUN_ALIGN_BYTES,
@@ -53,8 +61,8 @@ impl<A: PageAllocator> Measured<A> {
                 ..AddressMap::default()
             },
         };
-        measured.look(trace);
-        measured
+        measured.look(trace, interrupts)?;
+        Ok(measured)
     }
 
     pub fn allocator(&mut self) -> &mut A {
@@ -78,16 +86,22 @@ impl<A: PageAllocator> Measured<A> {
     }
 
     /// Does the steps up to `end`, and looks wherever something is due on the way.
-    pub fn run(&mut self, trace: &Trace, end: usize) {
+    pub fn run(
+        &mut self,
+        trace: &Trace,
+        end: usize,
+        interrupts: &mut Interrupts<'_>,
+    ) -> Result<(), Stop> {
         while self.pass.at < end {
             let at = self.pass.at;
             let mut stop = end.min(self.samples.due()).min(self.probe_due());
             if at < trace.peak_step {
                 stop = stop.min(trace.peak_step);
             }
-            self.pass.run(&trace.steps, stop, &Labelling);
-            self.look(trace);
+            self.pass.run(&trace.steps, stop, &Labelling, interrupts)?;
+            self.look(trace, interrupts)?;
         }
+        Ok(())
     }
 
     /// Steps done when the next probe is due.
@@ -96,29 +110,31 @@ impl<A: PageAllocator> Measured<A> {
     }
 
     /// Takes what is due after the steps done so far.
-    fn look(&mut self, trace: &Trace) {
+    fn look(&mut self, trace: &Trace, interrupts: &mut Interrupts<'_>) -> Result<(), Stop> {
         let at = self.pass.at;
         if at > 0 && (at as u64).is_multiple_of(self.runs.interval_events) {
             self.runs.probes += 1;
-            self.runs.possible += u64::from(self.can_run());
+            self.runs.possible += u64::from(self.can_run(interrupts)?);
         }
         if at == trace.peak_step {
-            self.map.at_peak = self.occupancy();
-            self.map.unmovable_at_peak = self.unmovable_map();
+            self.map.at_peak = self.occupancy(interrupts)?;
+            self.map.unmovable_at_peak = self.unmovable_map(interrupts)?;
         }
         if self.samples.take(at) {
-            self.take_sample(trace);
+            self.take_sample(trace, interrupts)?;
         }
         if at == trace.steps.len() {
-            self.map.at_end = self.occupancy();
-            self.map.unmovable_at_end = self.unmovable_map();
+            self.map.at_end = self.occupancy(interrupts)?;
+            self.map.unmovable_at_end = self.unmovable_map(interrupts)?;
         }
+        Ok(())
     }
 
-    fn take_sample(&mut self, trace: &Trace) {
-        let blocks = self.pass.allocator.free_blocks();
-        let run_possible = self.can_run();
+    fn take_sample(&mut self, trace: &Trace, interrupts: &mut Interrupts<'_>) -> Result<(), Stop> {
+        let blocks = self.pass.allocator.free_blocks(interrupts)?;
+        let run_possible = self.can_run(interrupts)?;
         let at = self.pass.at;
+        // There is room for all samples.
         let curves = &mut self.curves;
         curves.event.push(at as u64);
         curves.seconds.push(seconds_at(trace, at));
@@ -130,27 +146,35 @@ impl<A: PageAllocator> Measured<A> {
         curves.unusable_32mib.push(unusable(&blocks, INDEX_32_MIB));
         curves.run_possible.push(u8::from(run_possible));
         curves.failures.push(self.pass.progress.failures);
+        Ok(())
     }
 
-    fn can_run(&mut self) -> bool {
-        self.pass.allocator.can_run(RUN_BYTES / PAGE_BYTES, RUN_ALIGN_BYTES / PAGE_BYTES)
+    fn can_run(&mut self, interrupts: &mut Interrupts<'_>) -> Result<bool, Stop> {
+        let (pages, align) = (RUN_BYTES / PAGE_BYTES, RUN_ALIGN_BYTES / PAGE_BYTES);
+        self.pass.allocator.can_run(pages, align, interrupts)
     }
 
-    fn occupancy(&mut self) -> Vec<u8> {
+    fn occupancy(&mut self, interrupts: &mut Interrupts<'_>) -> Result<Vec<u8>, Stop> {
         let allocator = &mut self.pass.allocator;
-        occupancy_map(allocator.pages(), &allocator.free_extents())
+        occupancy_map(allocator.pages(), &allocator.free_extents(interrupts)?, interrupts)
     }
 
     /// Nothing where the allocator does not know.
-    fn unmovable_map(&mut self) -> Vec<u8> {
+    fn unmovable_map(&mut self, interrupts: &mut Interrupts<'_>) -> Result<Vec<u8>, Stop> {
         let allocator = &mut self.pass.allocator;
-        let extents = allocator.unmovable_extents();
-        extents.map_or(Vec::new(), |extents| coverage_map(allocator.pages(), &extents))
+        match allocator.unmovable_extents(interrupts)? {
+            Some(extents) => coverage_map(allocator.pages(), &extents, interrupts),
+            None => Ok(Vec::new()),
+        }
     }
 
     /// Live pages that are not movable.
-    pub fn unmovable_pages(&mut self) -> Option<u64> {
-        self.pass.allocator.unmovable_extents().map(|extents| pages_of(&extents))
+    pub fn unmovable_pages(
+        &mut self,
+        interrupts: &mut Interrupts<'_>,
+    ) -> Result<Option<u64>, Stop> {
+        let extents = self.pass.allocator.unmovable_extents(interrupts)?;
+        Ok(extents.map(|extents| pages_of(&extents)))
     }
 }
 

@@ -7,21 +7,33 @@
 //! of 4 bytes, in an array as large as the trace's peak of live allocations. That is the loop's own
 //! cost, the same for all allocators and about 2 ns a step, and it is part of the time reported.
 
+use std::marker::PhantomData;
+use std::time::{Duration, Instant};
+
 use crate::allocator::PageAllocator;
+use crate::contender::Contender;
+use crate::fallible::filled;
 use crate::probe::CountingProbe;
+use crate::stop::{Interrupts, OutOfMemory, Stop};
 use crate::trace::{PackedStep, Step, Trace};
 
 /// A slot whose allocation failed. No page has this number: [`PAGES_MAX`](crate::PAGES_MAX).
 const FAILED: u32 = u32::MAX;
 
-/// What happens around each operation.
-pub(crate) trait Watch {
-    fn begin(&self);
-    fn end(&self);
+/// Steps that are done between two looks at the caller, and the work of one.
+const SLICE_STEPS: usize = 1 << 13;
+const UNITS_PER_STEP: u64 = 4;
+
+/// What happens around each operation of an allocator.
+pub(crate) trait Watch<A: PageAllocator> {
+    #[inline(always)]
+    fn begin(&self, _allocator: &A) {}
+    #[inline(always)]
+    fn end(&self, _allocator: &A) {}
 
     /// The allocation itself.
     #[inline(always)]
-    fn alloc<A: PageAllocator>(&self, allocator: &mut A, order: u32, _type: u32) -> Option<u32> {
+    fn alloc(&self, allocator: &mut A, order: u32, _type: u32) -> Result<Option<u32>, OutOfMemory> {
         allocator.alloc(order)
     }
 }
@@ -29,12 +41,7 @@ pub(crate) trait Watch {
 /// Nothing: for passes that are timed.
 pub(crate) struct Unwatched;
 
-impl Watch for Unwatched {
-    #[inline(always)]
-    fn begin(&self) {}
-    #[inline(always)]
-    fn end(&self) {}
-}
+impl<A: PageAllocator> Watch<A> for Unwatched {}
 
 /// Says of each allocation whether it is movable: for the measured pass, which is not timed.
 pub(crate) struct Labelling;
@@ -42,23 +49,23 @@ pub(crate) struct Labelling;
 /// The kernel's `MIGRATE_MOVABLE`.
 pub(crate) const MOVABLE: u32 = 1;
 
-impl Watch for Labelling {
-    fn begin(&self) {}
-    fn end(&self) {}
-
-    fn alloc<A: PageAllocator>(&self, allocator: &mut A, order: u32, kind: u32) -> Option<u32> {
+impl<A: PageAllocator> Watch<A> for Labelling {
+    fn alloc(&self, allocator: &mut A, order: u32, kind: u32) -> Result<Option<u32>, OutOfMemory> {
         allocator.alloc_as(order, kind == MOVABLE)
     }
 }
 
-impl Watch for CountingProbe {
+/// Tells the allocator's probe of each operation.
+pub(crate) struct Counting<C>(pub PhantomData<C>);
+
+impl<C: Contender> Watch<C::With<CountingProbe>> for Counting<C> {
     #[inline]
-    fn begin(&self) {
-        CountingProbe::begin(self);
+    fn begin(&self, allocator: &C::With<CountingProbe>) {
+        C::probe(allocator).begin();
     }
     #[inline]
-    fn end(&self) {
-        CountingProbe::end(self);
+    fn end(&self, allocator: &C::With<CountingProbe>) {
+        C::probe(allocator).end();
     }
 }
 
@@ -95,22 +102,49 @@ pub(crate) struct Pass<A> {
 }
 
 impl<A: PageAllocator> Pass<A> {
-    pub fn new(allocator: A, trace: &Trace) -> Pass<A> {
-        let slots = vec![FAILED; trace.slots as usize];
-        Pass { allocator, progress: Progress::default(), at: 0, slots }
+    pub fn new(
+        allocator: A,
+        trace: &Trace,
+        interrupts: &mut Interrupts<'_>,
+    ) -> Result<Pass<A>, Stop> {
+        let slots = filled(FAILED, trace.slots as usize, interrupts)?;
+        Ok(Pass { allocator, progress: Progress::default(), at: 0, slots })
     }
 
-    /// Does the steps up to `end`.
-    pub fn run(&mut self, steps: &[PackedStep], end: usize, watch: &impl Watch) {
+    /// Does the steps up to `end`: how long that took, without looks at the caller.
+    pub fn run(
+        &mut self,
+        steps: &[PackedStep],
+        end: usize,
+        watch: &impl Watch<A>,
+        interrupts: &mut Interrupts<'_>,
+    ) -> Result<Duration, Stop> {
+        let mut elapsed = Duration::ZERO;
+        while self.at < end {
+            let slice = self.at..end.min(self.at + SLICE_STEPS);
+            let start = Instant::now();
+            self.run_slice(&steps[slice.clone()], watch)?;
+            elapsed += start.elapsed();
+            self.at = slice.end;
+            interrupts.after(slice.len() as u64 * UNITS_PER_STEP)?;
+        }
+        Ok(elapsed)
+    }
+
+    fn run_slice(
+        &mut self,
+        steps: &[PackedStep],
+        watch: &impl Watch<A>,
+    ) -> Result<(), OutOfMemory> {
         // A copy in registers: the allocator could alias the one behind the reference.
         let mut progress = self.progress;
         let slots = &mut self.slots[..];
-        for step in &steps[self.at..end] {
+        for step in steps {
             match step.unpack() {
                 Step::Alloc { slot, order, migratetype } => {
-                    watch.begin();
-                    let page = watch.alloc(&mut self.allocator, order, migratetype);
-                    watch.end();
+                    watch.begin(&self.allocator);
+                    let page = watch.alloc(&mut self.allocator, order, migratetype)?;
+                    watch.end(&self.allocator);
                     progress.allocations += 1;
                     slots[slot as usize] = match page {
                         Some(page) => {
@@ -130,9 +164,9 @@ impl<A: PageAllocator> Pass<A> {
                         progress.frees_of_failed += 1;
                         continue;
                     }
-                    watch.begin();
-                    self.allocator.free(page, order);
-                    watch.end();
+                    watch.begin(&self.allocator);
+                    self.allocator.free(page, order)?;
+                    watch.end(&self.allocator);
                     progress.frees += 1;
                     progress.live_pages -= 1 << order;
                 }
@@ -142,15 +176,15 @@ impl<A: PageAllocator> Pass<A> {
                         progress.frees_of_failed += 1;
                         continue;
                     }
-                    watch.begin();
-                    self.allocator.free_piece(page + offset, order);
-                    watch.end();
+                    watch.begin(&self.allocator);
+                    self.allocator.free_piece(page + offset, order)?;
+                    watch.end(&self.allocator);
                     progress.frees += 1;
                     progress.live_pages -= 1 << order;
                 }
             }
         }
         self.progress = progress;
-        self.at = end;
+        Ok(())
     }
 }

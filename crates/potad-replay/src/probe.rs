@@ -23,13 +23,20 @@
 //! An access costs one uncontended lock, a look-up in a small table of recent pages, and about one
 //! set of each cache. Lines are dense numbers (frame and place in it), so "seen in this operation" is
 //! one comparison in an array.
+//!
+//! # Memory
+//!
+//! An access cannot be refused, so a probe that is refused memory only takes note of it and counts no
+//! more: [`CountingProbe::has_counted`] tells.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use potad::Probe;
 use rustc_hash::FxHashMap;
 
 use crate::cache::LruCache;
+use crate::fallible::boxed;
+use crate::stop::OutOfMemory;
 
 const LINE_SHIFT: u32 = 6;
 /// log2 of the lines of a virtual page of 4 KiB.
@@ -61,12 +68,13 @@ pub struct CacheLines {
     pub missing_l2: LineCount,
 }
 
-/// Counts the cache lines of operations. Clones share their counts: the allocator holds one and the
-/// engine another. They are behind a lock because a replay may move from thread to thread.
-#[derive(Clone)]
-pub struct CountingProbe(Arc<Mutex<Counter>>);
+/// Counts the cache lines of operations. An allocator owns it, and sees it as shared: so the counts are
+/// behind a lock.
+pub struct CountingProbe(Mutex<Counter>);
 
 struct Counter {
+    /// Memory was refused, so the counts are of no use.
+    starved: bool,
     /// The operation under way, counted from 1; 0 outside one.
     operation: u32,
     operations: u32,
@@ -89,11 +97,13 @@ struct Counter {
 struct Histogram(Vec<u64>);
 
 impl Histogram {
-    fn add(&mut self, value: usize) {
+    fn add(&mut self, value: usize) -> Result<(), OutOfMemory> {
         if value >= self.0.len() {
+            self.0.try_reserve(value + 1 - self.0.len())?;
             self.0.resize(value + 1, 0);
         }
         self.0[value] += 1;
+        Ok(())
     }
 
     fn summary(&self) -> LineCount {
@@ -112,16 +122,15 @@ impl Histogram {
     }
 }
 
-impl Default for CountingProbe {
-    fn default() -> Self {
-        CountingProbe::new()
-    }
-}
-
 impl CountingProbe {
     /// Cold caches and no operation yet.
-    pub fn new() -> Self {
-        CountingProbe(Arc::new(Mutex::new(Counter {
+    ///
+    /// # Errors
+    ///
+    /// [`OutOfMemory`] where there is no memory for the caches.
+    pub fn new() -> Result<Self, OutOfMemory> {
+        Ok(CountingProbe(Mutex::new(Counter {
+            starved: false,
             operation: 0,
             operations: 0,
             distinct: 0,
@@ -129,11 +138,11 @@ impl CountingProbe {
             missing_l2: 0,
             histograms: Default::default(),
             frames: FxHashMap::default(),
-            recent: Box::new([(usize::MAX, 0); RECENT]),
+            recent: boxed([(usize::MAX, 0); RECENT])?,
             touched: Vec::new(),
             last_line: u32::MAX,
-            l1: LruCache::new(L1_LINES),
-            l2: LruCache::new(L2_LINES),
+            l1: LruCache::new(L1_LINES)?,
+            l2: LruCache::new(L2_LINES)?,
         })))
     }
 
@@ -150,12 +159,21 @@ impl CountingProbe {
 
     /// Ends the operation and adds its counts.
     pub fn end(&self) {
-        let mut counter = self.counter();
+        let counter = &mut *self.counter();
         counter.operation = 0;
         let counts = [counter.distinct, counter.missing_l1, counter.missing_l2];
         for (histogram, count) in counter.histograms.iter_mut().zip(counts) {
-            histogram.add(count);
+            counter.starved |= histogram.add(count).is_err();
         }
+    }
+
+    /// Whether all operations so far have been counted.
+    ///
+    /// # Errors
+    ///
+    /// [`OutOfMemory`] where memory was refused.
+    pub fn has_counted(&self) -> Result<(), OutOfMemory> {
+        if self.counter().starved { Err(OutOfMemory) } else { Ok(()) }
     }
 
     /// The counts of the operations ended so far.
@@ -181,7 +199,7 @@ impl Probe for CountingProbe {
         let mut counter = self.counter();
         if counter.operation != 0 && bytes != 0 {
             for line in address >> LINE_SHIFT..=(address + bytes - 1) >> LINE_SHIFT {
-                counter.touch_line(line);
+                counter.starved |= counter.touch_line(line).is_err();
             }
         }
     }
@@ -189,11 +207,11 @@ impl Probe for CountingProbe {
 
 impl Counter {
     #[inline]
-    fn touch_line(&mut self, virtual_line: usize) {
+    fn touch_line(&mut self, virtual_line: usize) -> Result<(), OutOfMemory> {
         let place = virtual_line as u32 & ((1 << LINES_SHIFT) - 1);
-        let line = self.frame(virtual_line >> LINES_SHIFT) << LINES_SHIFT | place;
+        let line = self.frame(virtual_line >> LINES_SHIFT)? << LINES_SHIFT | place;
         if line == self.last_line {
-            return; // The most recent line of its set, and counted: nothing would change.
+            return Ok(()); // The most recent line of its set, and counted: nothing would change.
         }
         self.last_line = line;
         let touched = &mut self.touched[line as usize];
@@ -207,20 +225,23 @@ impl Counter {
                 self.missing_l2 += 1;
             }
         }
+        Ok(())
     }
 
     #[inline]
-    fn frame(&mut self, page: usize) -> u32 {
+    fn frame(&mut self, page: usize) -> Result<u32, OutOfMemory> {
         let recent = &mut self.recent[page % RECENT];
         if recent.0 != page {
             let next = self.frames.len() as u32;
+            self.touched.try_reserve(1 << LINES_SHIFT)?;
+            self.frames.try_reserve(1)?;
             let frame = *self.frames.entry(page).or_insert(next);
             if frame == next {
                 self.touched.resize((next as usize + 1) << LINES_SHIFT, 0);
             }
             *recent = (page, frame);
         }
-        recent.1
+        Ok(recent.1)
     }
 }
 
@@ -232,7 +253,7 @@ mod tests {
 
     #[test]
     fn counts_lines_of_operations_only() {
-        let probe = CountingProbe::new();
+        let probe = CountingProbe::new().unwrap();
         probe.touch(0x1000, 8);
         probe.begin();
         probe.touch(0x103c, 8); // two lines
@@ -254,7 +275,7 @@ mod tests {
     fn p99_is_a_rank() {
         let mut histogram = Histogram::default();
         for value in 1..=100 {
-            histogram.add(value);
+            histogram.add(value).unwrap();
         }
         assert_eq!(histogram.summary(), LineCount { mean: 50.5, p99: 99 });
         assert_eq!(Histogram::default().summary(), LineCount::default());
@@ -265,7 +286,7 @@ mod tests {
         /// crowd into few sets, so that both caches overflow.
         #[test]
         fn as_naive(operations in prop::collection::vec(prop::collection::vec((0_usize..40, 0_usize..3, 1_usize..80), 1..40), 1..30)) {
-            let probe = CountingProbe::new();
+            let probe = CountingProbe::new().unwrap();
             let mut frames = HashMap::new();
             let mut caches = [(64, 8, HashMap::new()), (1024, 16, HashMap::new())];
             let (mut distinct, mut missing) = (0, [0, 0]);

@@ -3,11 +3,11 @@
 //! Sizes are in bytes. `event` counts steps: one for each allocation and each free, where a free of
 //! several allocations or pieces is several, and one of pages never seen allocated is none.
 
-use std::collections::BTreeMap;
+use serde::{Serialize, Serializer};
 
-use serde::Serialize;
-
+use crate::fallible::{copied, json, with_room};
 use crate::probe::CacheLines;
+use crate::stop::OutOfMemory;
 
 /// The result of a replay through one allocator.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -50,12 +50,14 @@ pub struct Report {
     pub cache_lines: CacheLines,
     /// The largest free block at the end.
     pub largest_free_bytes: u64,
-    /// At the end, by the size asked for.
-    pub unusable_free_index: BTreeMap<u64, f64>,
+    /// At the end, for each size that might be asked for.
+    #[serde(serialize_with = "as_map")]
+    pub unusable_free_index: [(u64, f64); 3],
     /// How often a run could have been had.
     pub runs: RunProbes,
-    /// At the end: block size to number of free blocks.
-    pub free_blocks: BTreeMap<u64, u64>,
+    /// At the end: block sizes, ascending, and the number of free blocks of each.
+    #[serde(serialize_with = "as_map")]
+    pub free_blocks: Vec<(u64, u64)>,
     /// How things went.
     pub curves: Curves,
     /// Where the memory was occupied.
@@ -64,10 +66,20 @@ pub struct Report {
 
 impl Report {
     /// The report as one JSON object.
-    pub fn to_json(&self) -> String {
-        // Fails only for keys that are no text or number and for writers that fail: neither is here.
-        serde_json::to_string(self).expect("a report is plain data")
+    ///
+    /// # Errors
+    ///
+    /// [`OutOfMemory`] where there is no memory for it.
+    pub fn to_json(&self) -> Result<String, OutOfMemory> {
+        json(self)
     }
+}
+
+fn as_map<S: Serializer>(
+    pairs: &[(u64, impl Serialize)],
+    serializer: S,
+) -> Result<S::Ok, S::Error> {
+    serializer.collect_map(pairs.iter().map(|(size, value)| (size, value)))
 }
 
 /// Nanoseconds: of an operation, over the timed rounds; or of a request for a run, over the requests.
@@ -122,6 +134,39 @@ pub struct Curves {
     pub failures: Vec<u64>,
 }
 
+impl Curves {
+    /// None yet, with room for so many samples.
+    pub(crate) fn with_room(samples: usize) -> Result<Curves, OutOfMemory> {
+        Ok(Curves {
+            event: with_room(samples)?,
+            seconds: with_room(samples)?,
+            live_bytes: with_room(samples)?,
+            free_bytes: with_room(samples)?,
+            largest_free_bytes: with_room(samples)?,
+            unusable_2mib: with_room(samples)?,
+            unusable_64kib: with_room(samples)?,
+            unusable_32mib: with_room(samples)?,
+            run_possible: with_room(samples)?,
+            failures: with_room(samples)?,
+        })
+    }
+
+    pub(crate) fn copied(&self) -> Result<Curves, OutOfMemory> {
+        Ok(Curves {
+            event: copied(&self.event)?,
+            seconds: copied(&self.seconds)?,
+            live_bytes: copied(&self.live_bytes)?,
+            free_bytes: copied(&self.free_bytes)?,
+            largest_free_bytes: copied(&self.largest_free_bytes)?,
+            unusable_2mib: copied(&self.unusable_2mib)?,
+            unusable_64kib: copied(&self.unusable_64kib)?,
+            unusable_32mib: copied(&self.unusable_32mib)?,
+            run_possible: copied(&self.run_possible)?,
+            failures: copied(&self.failures)?,
+        })
+    }
+}
+
 /// The memory in equal cells, row by row in address order: 0 is wholly free, 255 wholly occupied.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct AddressMap {
@@ -139,4 +184,16 @@ pub struct AddressMap {
     pub unmovable_at_peak: Vec<u8>,
     /// The same at the end.
     pub unmovable_at_end: Vec<u8>,
+}
+
+impl AddressMap {
+    pub(crate) fn copied(&self) -> Result<AddressMap, OutOfMemory> {
+        Ok(AddressMap {
+            at_peak: copied(&self.at_peak)?,
+            at_end: copied(&self.at_end)?,
+            unmovable_at_peak: copied(&self.unmovable_at_peak)?,
+            unmovable_at_end: copied(&self.unmovable_at_end)?,
+            ..*self
+        })
+    }
 }

@@ -19,6 +19,11 @@ impl Samples {
         Samples { next: 0, count: points.min(steps + 1), steps }
     }
 
+    /// How many there are in all.
+    pub fn count(&self) -> usize {
+        self.count as usize
+    }
+
     /// Steps done when the next sample is due; past the end when all are taken.
     pub fn due(&self) -> usize {
         match self.count - 1 {

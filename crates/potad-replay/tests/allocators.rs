@@ -3,7 +3,8 @@
 
 use potad::Probe;
 use potad_replay::{
-    BlockCounts, BuildError, Extent, FirstFit, LinuxBuddy, PAGES_MAX, PageAllocator, PotadSpace,
+    BlockCounts, BuildError, Extent, FirstFit, Interrupts, LinuxBuddy, PAGES_MAX, PageAllocator,
+    PotadSpace,
 };
 use proptest::prelude::*;
 
@@ -88,6 +89,7 @@ fn follow(
     promise: Promise,
     actions: &[Action],
 ) -> Result<(), TestCaseError> {
+    let go_on = &mut Interrupts::none();
     let mut model = Model { used: vec![false; allocator.pages() as usize] };
     // Naturally aligned live blocks, and whether each is still the whole of its allocation.
     let mut live: Vec<(u32, u32, bool)> = Vec::new();
@@ -95,7 +97,7 @@ fn follow(
         match action {
             Action::Alloc(order) => {
                 let lowest = model.lowest_block(order).filter(|_| order <= promise.order_max);
-                let page = allocator.alloc(order);
+                let page = allocator.alloc(order).unwrap();
                 prop_assert_eq!(page.is_some(), lowest.is_some(), "order {}", order);
                 if let Some(page) = page {
                     prop_assert_eq!(page & ((1 << order) - 1), 0);
@@ -111,12 +113,12 @@ fn follow(
                 let (page, order, whole) = live.swap_remove(which % live.len());
                 let piece_order = order.saturating_sub(smaller);
                 if piece_order == order && whole {
-                    allocator.free(page, order);
+                    allocator.free(page, order).unwrap();
                     model.set(page, order, false);
                 } else {
                     let piece =
                         page + ((place as u32 % (1 << (order - piece_order))) << piece_order);
-                    allocator.free_piece(piece, piece_order);
+                    allocator.free_piece(piece, piece_order).unwrap();
                     model.set(piece, piece_order, false);
                     for half in piece_order..order {
                         live.push(((piece & !((1 << half) - 1)) ^ (1 << half), half, false));
@@ -124,28 +126,27 @@ fn follow(
                 }
             }
         }
-        prop_assert_eq!(allocator.check(), Ok(()));
-        prop_assert_eq!(allocator.free_extents(), model.extents());
-        prop_assert_eq!(allocator.free_blocks(), model.blocks());
+        prop_assert_eq!(allocator.check(go_on), Ok(()));
+        prop_assert_eq!(allocator.free_extents(go_on).unwrap(), model.extents());
+        prop_assert_eq!(allocator.free_blocks(go_on).unwrap(), model.blocks());
         for (pages, align) in
             [(1, 1), (3, 1), (8, 1), (24, 4), (8, 8), (5, 16), (64, 8), (700, 64), (2048, 256)]
         {
             prop_assert_eq!(
-                allocator.can_run(pages, align),
+                allocator.can_run(pages, align, go_on).unwrap(),
                 model.can_run(pages as usize, align as usize)
             );
         }
     }
     // Everything back, in whatever pieces it is: the memory is as it was.
     for (page, order, whole) in live {
-        if whole {
-            allocator.free(page, order);
-        } else {
-            allocator.free_piece(page, order);
-        }
-        prop_assert_eq!(allocator.check(), Ok(()));
+        let freed =
+            if whole { allocator.free(page, order) } else { allocator.free_piece(page, order) };
+        freed.unwrap();
+        prop_assert_eq!(allocator.check(go_on), Ok(()));
     }
-    prop_assert_eq!(allocator.free_extents(), vec![Extent { start: 0, pages: allocator.pages() }]);
+    let all = vec![Extent { start: 0, pages: allocator.pages() }];
+    prop_assert_eq!(allocator.free_extents(go_on).unwrap(), all);
     Ok(())
 }
 
@@ -260,12 +261,12 @@ fn a_block_likely_to_merge_goes_to_the_end() {
     let mut plain = LinuxBuddy::<_, 10, false>::new(8).unwrap();
     let mut tail = LinuxBuddy::<_, 10, true>::new(8).unwrap();
     for buddy in [&mut plain as &mut dyn PageAllocator, &mut tail] {
-        let pages: Vec<u32> = (0..8).map(|_| buddy.alloc(0).unwrap()).collect();
+        let pages: Vec<u32> = (0..8).map(|_| buddy.alloc(0).unwrap().unwrap()).collect();
         assert_eq!(pages, [0, 1, 2, 3, 4, 5, 6, 7]);
-        buddy.free(6, 0);
-        buddy.free(2, 0);
-        buddy.free(3, 0); // 2 and 3 merge: the pair beside 0 and 1 is free
-        buddy.free(0, 0); // likely to merge with 1, then with 2 and 3
+        // 2 and 3 merge, the pair beside 0 and 1 is free; 0 is likely to merge with 1, then with these.
+        for page in [6, 2, 3, 0] {
+            buddy.free(page, 0).unwrap();
+        }
     }
     assert_eq!((plain.alloc(0), plain.alloc(0)), (Some(0), Some(6)));
     assert_eq!((tail.alloc(0), tail.alloc(0)), (Some(6), Some(0)));
@@ -302,9 +303,9 @@ fn a_free_outside_is_refused() {
 #[should_panic(expected = "free of page 9 at order 0")]
 fn a_double_free_in_first_fit_is_refused() {
     let mut allocator = FirstFit::new(64).unwrap();
-    let page = allocator.alloc(4).unwrap();
-    allocator.free(page, 4);
-    allocator.free(9, 0);
+    let page = allocator.alloc(4).unwrap().unwrap();
+    allocator.free(page, 4).unwrap();
+    let _ = allocator.free(9, 0);
 }
 
 /// 2^28 pages are 16 GiB of page structures: made without touching them, and used at both ends.
@@ -316,8 +317,9 @@ fn a_large_memory_costs_what_is_used() {
     let low = buddy.alloc(0).unwrap();
     assert_eq!((low, buddy.alloc(27)), (0, Some(1 << 27)));
     buddy.free(low, 0);
-    assert_eq!(buddy.check(), Ok(()));
-    assert_eq!(buddy.free_extents(), [Extent { start: 0, pages: 1 << 27 }]);
+    let go_on = &mut Interrupts::none();
+    assert_eq!(buddy.check(go_on), Ok(()));
+    assert_eq!(buddy.free_extents(go_on).unwrap(), [Extent { start: 0, pages: 1 << 27 }]);
     let resident = std::fs::read_to_string("/proc/self/statm").ok().and_then(|text| {
         let pages: u64 = text.split(' ').nth(1)?.parse().ok()?;
         Some(pages * 4096)
@@ -341,18 +343,18 @@ fn every_operation_is_probed() {
         let mut pages = Vec::new();
         for order in (0..6).cycle().take(200) {
             let before = sum.0.get().0;
-            pages.push((allocator.alloc(order).unwrap(), order));
+            pages.push((allocator.alloc(order).unwrap().unwrap(), order));
             assert!(sum.0.get().0 > before, "an allocation touched nothing");
         }
         for (page, order) in pages {
             let before = sum.0.get().0;
-            allocator.free(page, order);
+            allocator.free(page, order).unwrap();
             assert!(sum.0.get().0 > before, "a free touched nothing");
         }
         sum.0.replace((0, 0))
     }
     let sum = Sum(Default::default());
-    let linux = || LinuxBuddy::<_, 10>::with_probe(1 << 16, &sum).unwrap();
+    let linux = || LinuxBuddy::<_, 10>::with_probe(1 << 16, &sum, &mut Interrupts::none()).unwrap();
     let first_fit = || FirstFit::with_probe(1 << 16, &sum).unwrap();
     let potad = || PotadSpace::with_probe(1 << 16, &sum).unwrap();
     assert_eq!(accesses(&sum, linux()), accesses(&sum, linux()));

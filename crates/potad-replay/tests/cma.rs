@@ -3,7 +3,9 @@
 
 use std::collections::BTreeMap;
 
-use potad_replay::{BuildError, Cma, Extent, Move, PAGES_MAX, PageAllocator, Relocator, remainder};
+use potad_replay::{
+    BuildError, Cma, Extent, Interrupts, Move, PAGES_MAX, PageAllocator, Relocator, remainder,
+};
 use proptest::prelude::*;
 
 /// A largest block of the buddy.
@@ -173,6 +175,7 @@ proptest! {
         reserved in 1_u32..2 * BLOCK,
         actions in actions(),
     ) {
+        let go_on = &mut Interrupts::none();
         let pages = rest + reserved;
         let mut cma = Cma::new(pages.into(), reserved.into()).unwrap();
         let mut model =
@@ -188,7 +191,7 @@ proptest! {
                     } else {
                         Model::has_block(&free, order, 0..model.base).then_some(false)
                     };
-                    let page = cma.alloc_as(order, movable);
+                    let page = cma.alloc_as(order, movable).unwrap();
                     prop_assert_eq!(page.map(|page| page >= model.base), in_area);
                     match page {
                         Some(page) => {
@@ -205,33 +208,34 @@ proptest! {
                     let Some((first, block)) = pick(&model.blocks, which) else { continue };
                     let order = block.order.saturating_sub(smaller);
                     let page = first + ((place % (1 << (block.order - order))) << order);
-                    if order == block.order {
-                        cma.free(page, order);
+                    let freed = if order == block.order {
+                        cma.free(page, order)
                     } else {
-                        cma.free_part(first, block.order, page, order);
-                    }
+                        cma.free_part(first, block.order, page, order)
+                    };
+                    freed.unwrap();
                     model.split(first, page, order);
                 }
                 Action::Pin(which) | Action::Unpin(which) => {
                     let Some((page, _)) = pick(&model.blocks, which) else { continue };
                     let pinned = matches!(action, Action::Pin(_));
-                    if pinned { cma.pin(page) } else { cma.unpin(page) }
+                    if pinned { cma.pin(page).unwrap() } else { cma.unpin(page) }
                     model.blocks.get_mut(&page).unwrap().pinned = pinned;
                 }
                 Action::Run(length, align) => {
                     let mut moves = Vec::new();
-                    let run = cma.alloc_run(length, 1 << align, &mut moves);
+                    let run = cma.alloc_run(length, 1 << align, &mut moves, go_on).unwrap();
                     prop_assert_eq!(run, model.follow(length, 1 << align, &moves));
                 }
                 Action::FreeRun(which) => {
                     let Some((page, length)) = pick(&model.runs, which) else { continue };
-                    cma.free_run(page, length);
+                    cma.free_run(page, length, go_on).unwrap();
                     model.runs.remove(&page);
                 }
             }
-            prop_assert_eq!(cma.check(), Ok(()));
+            prop_assert_eq!(cma.check(go_on), Ok(()));
             let mut free = vec![false; pages as usize];
-            for Extent { start, pages } in cma.free_extents() {
+            for Extent { start, pages } in cma.free_extents(go_on).unwrap() {
                 free[start as usize..(start + pages) as usize].fill(true);
             }
             prop_assert!(free == model.free());
@@ -246,8 +250,8 @@ proptest! {
 /// A rest of one block and an area of one, both full of single movable pages, the area's as a list.
 fn full() -> (Cma, Vec<u32>) {
     let mut cma = Cma::new(2 * u64::from(BLOCK), BLOCK.into()).unwrap();
-    let pages: Vec<u32> = (0..2 * BLOCK).map(|_| cma.alloc_as(0, true).unwrap()).collect();
-    assert_eq!(cma.alloc_as(0, true), None);
+    let pages: Vec<u32> = (0..2 * BLOCK).map(|_| cma.alloc_as(0, true).unwrap().unwrap()).collect();
+    assert_eq!(cma.alloc_as(0, true), Ok(None));
     let base = cma.base();
     (cma, pages.into_iter().filter(|&page| page >= base).collect())
 }
@@ -256,12 +260,12 @@ fn full() -> (Cma, Vec<u32>) {
 fn the_area_is_for_movable_pages_alone() {
     let mut cma = Cma::new(3 * u64::from(BLOCK), BLOCK.into()).unwrap();
     for _ in 0..2 {
-        assert!(cma.alloc_as(10, false).unwrap() < cma.base());
+        assert!(cma.alloc_as(10, false).unwrap().unwrap() < cma.base());
     }
-    assert_eq!((cma.alloc_as(0, false), cma.alloc(0)), (None, None));
+    assert_eq!((cma.alloc_as(0, false), cma.alloc(0)), (Ok(None), Ok(None)));
     assert_eq!(cma.reserve().failures, 2);
-    assert_eq!(cma.alloc_as(10, true), Some(2 * BLOCK));
-    assert_eq!(cma.alloc_as(0, false), None);
+    assert_eq!(cma.alloc_as(10, true), Ok(Some(2 * BLOCK)));
+    assert_eq!(cma.alloc_as(0, false), Ok(None));
     assert_eq!(cma.reserve().failures, 2, "the area had none either");
 }
 
@@ -269,19 +273,19 @@ fn the_area_is_for_movable_pages_alone() {
 fn movable_pages_go_to_the_area_while_more_than_half_of_what_is_free_lies_there() {
     let mut cma = Cma::new(2 * u64::from(BLOCK), BLOCK.into()).unwrap();
     // Equal: the rest. Then the area has more, then the rest again.
-    let pages = [(); 4].map(|()| cma.alloc_as(0, true).unwrap() >= BLOCK);
+    let pages = [(); 4].map(|()| cma.alloc_as(0, true).unwrap().unwrap() >= BLOCK);
     assert_eq!(pages, [false, true, false, true]);
 }
 
 #[test]
 fn a_free_window_moves_nothing() {
     let mut cma = Cma::new(4 * u64::from(BLOCK), BLOCK.into()).unwrap();
-    let mut moves = Vec::new();
-    assert_eq!(cma.alloc_run(512, 256, &mut moves), Some(3 * BLOCK));
-    assert_eq!(cma.alloc_run(512, 256, &mut moves), Some(3 * BLOCK + 512));
-    assert_eq!(cma.alloc_run(1, 1, &mut moves), None, "all is handed out");
-    cma.free_run(3 * BLOCK, 512);
-    assert_eq!(cma.alloc_run(100, 64, &mut moves), Some(3 * BLOCK));
+    let (mut moves, go_on) = (Vec::new(), &mut Interrupts::none());
+    assert_eq!(cma.alloc_run(512, 256, &mut moves, go_on), Ok(Some(3 * BLOCK)));
+    assert_eq!(cma.alloc_run(512, 256, &mut moves, go_on), Ok(Some(3 * BLOCK + 512)));
+    assert_eq!(cma.alloc_run(1, 1, &mut moves, go_on), Ok(None), "all is handed out");
+    cma.free_run(3 * BLOCK, 512, go_on).unwrap();
+    assert_eq!(cma.alloc_run(100, 64, &mut moves, go_on), Ok(Some(3 * BLOCK)));
     assert_eq!(moves, []);
 }
 
@@ -290,53 +294,54 @@ fn a_pinned_page_makes_windows_busy_and_what_was_moved_stays_moved() {
     let (mut cma, _) = full();
     // Room for 200 pages outside the area.
     for page in 0..200 {
-        cma.free(page, 0);
+        cma.free(page, 0).unwrap();
     }
     let pinned = BLOCK + 100;
-    cma.pin(pinned);
-    let mut moves = Vec::new();
+    cma.pin(pinned).unwrap();
+    let (mut moves, go_on) = (Vec::new(), &mut Interrupts::none());
     // The first window is left at the pinned page, the next begins with what the first left and
     // ends there too, and the third has no such page.
-    assert_eq!(cma.alloc_run(128, 64, &mut moves), Some(BLOCK + 128));
+    assert_eq!(cma.alloc_run(128, 64, &mut moves, go_on), Ok(Some(BLOCK + 128)));
     let old: Vec<u32> = moves.iter().map(|made| made.old).collect();
     assert_eq!(old[..100], (BLOCK..pinned).collect::<Vec<u32>>());
     assert_eq!(old[100..], (BLOCK + 128..BLOCK + 256).collect::<Vec<u32>>());
-    assert_eq!(cma.check(), Ok(()));
-    cma.free_run(BLOCK + 128, 128);
-    assert_eq!(cma.free_extents().iter().map(|extent| extent.pages).sum::<u64>(), 200);
+    assert_eq!(cma.check(go_on), Ok(()));
+    cma.free_run(BLOCK + 128, 128, go_on).unwrap();
+    let extents = cma.free_extents(go_on).unwrap();
+    assert_eq!(extents.iter().map(|extent| extent.pages).sum::<u64>(), 200);
     cma.unpin(pinned);
-    assert_eq!(cma.alloc_run(128, 64, &mut moves), Some(BLOCK));
+    assert_eq!(cma.alloc_run(128, 64, &mut moves, go_on), Ok(Some(BLOCK)));
 }
 
 #[test]
 fn without_room_for_what_is_in_the_way_there_is_no_run() {
     let (mut cma, _) = full();
-    let mut moves = Vec::new();
-    assert_eq!((cma.alloc_run(1, 1, &mut moves), &moves[..]), (None, &[][..]));
-    cma.free(7, 0);
-    assert_eq!(cma.alloc_run(1, 1, &mut moves), Some(BLOCK));
+    let (mut moves, go_on) = (Vec::new(), &mut Interrupts::none());
+    assert_eq!((cma.alloc_run(1, 1, &mut moves, go_on), &moves[..]), (Ok(None), &[][..]));
+    cma.free(7, 0).unwrap();
+    assert_eq!(cma.alloc_run(1, 1, &mut moves, go_on), Ok(Some(BLOCK)));
     assert_eq!(moves, [Move { old: BLOCK, new: 7, order: 0 }]);
 }
 
 #[test]
 fn a_block_without_a_home_is_split() {
     let mut cma = Cma::new(2 * u64::from(BLOCK), BLOCK.into()).unwrap();
-    let rest: Vec<u32> = (0..BLOCK).map(|_| cma.alloc_as(0, false).unwrap()).collect();
+    let rest: Vec<u32> = (0..BLOCK).map(|_| cma.alloc_as(0, false).unwrap().unwrap()).collect();
     assert!(rest.iter().all(|&page| page < BLOCK));
-    let huge = cma.alloc_as(2, true).unwrap();
+    let huge = cma.alloc_as(2, true).unwrap().unwrap();
     assert_eq!(huge, BLOCK);
-    while cma.alloc_as(0, true).is_some() {}
+    while cma.alloc_as(0, true).unwrap().is_some() {}
     for page in [10, 11, 20, 30] {
-        cma.free(page, 0);
+        cma.free(page, 0).unwrap();
     }
-    let mut moves = Vec::new();
-    assert_eq!(cma.alloc_run(4, 4, &mut moves), Some(BLOCK));
+    let (mut moves, go_on) = (Vec::new(), &mut Interrupts::none());
+    assert_eq!(cma.alloc_run(4, 4, &mut moves, go_on), Ok(Some(BLOCK)));
     assert_eq!(
         moves.iter().map(|made| (made.old, made.order)).collect::<Vec<_>>(),
         [(BLOCK, 1), (BLOCK + 2, 0), (BLOCK + 3, 0)]
     );
     assert_eq!(moves[0].new, 10);
-    assert_eq!(cma.check(), Ok(()));
+    assert_eq!(cma.check(go_on), Ok(()));
 }
 
 #[test]

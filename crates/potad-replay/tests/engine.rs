@@ -4,12 +4,13 @@
 use std::sync::Arc;
 
 use potad_replay::{
-    PAGES_MAX, ROUNDS, Replay, ReplayError, Report, Settings, Trace, TraceParser, allocator_names,
+    Interrupts, PAGES_MAX, ROUNDS, Replay, ReplayError, Report, Settings, Trace, TraceParser,
+    allocator_names,
 };
 
 fn trace(text: &str) -> Arc<Trace> {
     let mut parser = TraceParser::new();
-    parser.feed(text.as_bytes());
+    parser.feed(text.as_bytes(), &mut Interrupts::none()).unwrap();
     Arc::new(parser.finish().expect("a trace"))
 }
 
@@ -60,23 +61,24 @@ fn settings(memory_bytes: u64) -> Settings {
 }
 
 fn replay(trace: &Arc<Trace>, allocator: &str, settings: Settings, slice: u64) -> Report {
-    let mut replay = Replay::new(trace.clone(), allocator, settings).expect("a replay");
+    let go_on = &mut Interrupts::none();
+    let mut replay = Replay::new(trace.clone(), allocator, settings, go_on).expect("a replay");
     let total = replay.total();
     let mut done = 0;
     loop {
-        match replay.result() {
+        match replay.result(go_on) {
             Ok(_) if done == total => break,
             Err(ReplayError::NotFinished { done: said, total: of }) => {
                 assert_eq!((said, of), (done, total))
             }
             other => panic!("{other:?} after {done} of {total}"),
         }
-        let steps = replay.step(slice).expect("a step");
+        let steps = replay.step(slice, go_on).expect("a step");
         assert!(steps > 0 && steps <= slice);
         done += steps;
     }
-    assert_eq!(replay.step(slice), Ok(0));
-    replay.result().expect("a result")
+    assert_eq!(replay.step(slice, go_on), Ok(0));
+    replay.result(go_on).expect("a result")
 }
 
 /// All of a report but what a clock says.
@@ -122,12 +124,13 @@ fn the_report_agrees_with_the_trace() {
 
         let free: u64 = report.free_blocks.iter().map(|(size, count)| size * count).sum();
         assert_eq!(free + report.live_bytes, memory, "{name}");
-        assert_eq!(report.free_blocks.keys().next_back(), Some(&report.largest_free_bytes));
-        let below_2_mib: u64 =
-            report.free_blocks.range(..2 << 20).map(|(size, count)| size * count).sum();
+        assert!(report.free_blocks.is_sorted());
+        assert_eq!(report.free_blocks.last().map(|block| block.0), Some(report.largest_free_bytes));
+        let small = report.free_blocks.iter().filter(|&&(size, _)| size < 2 << 20);
+        let below_2_mib: u64 = small.map(|(size, count)| size * count).sum();
         assert_eq!(
-            report.unusable_free_index[&(2 << 20)],
-            1.0 - (free - below_2_mib) as f64 / free as f64
+            report.unusable_free_index[1],
+            (2 << 20, 1.0 - (free - below_2_mib) as f64 / free as f64)
         );
 
         let curves = &report.curves;
@@ -232,9 +235,10 @@ fn orders_above_the_kernels() {
 fn a_trace_of_ignored_frees_alone() {
     let trace = trace(&free(7, 0, 0.0));
     for name in allocator_names() {
-        let mut replay = Replay::new(trace.clone(), name, settings(1 << 20)).unwrap();
+        let go_on = &mut Interrupts::none();
+        let mut replay = Replay::new(trace.clone(), name, settings(1 << 20), go_on).unwrap();
         assert_eq!(replay.total(), 0);
-        let report = replay.result().unwrap();
+        let report = replay.result(go_on).unwrap();
         assert_eq!((report.events, report.steps, report.frees_before_recording), (1, 0, 1));
         assert_eq!(report.curves.event, [0]);
         assert_eq!(report.map.at_peak, report.map.at_end);
@@ -246,7 +250,8 @@ fn a_trace_of_ignored_frees_alone() {
 fn settings_that_cannot_be() {
     let trace = trace(&alloc(0, 0, 0.0));
     let refused = |name: &str, settings: Settings| {
-        Replay::new(trace.clone(), name, settings).err().expect("refused")
+        let refused = Replay::new(trace.clone(), name, settings, &mut Interrupts::none());
+        refused.err().expect("refused")
     };
     for bytes in [0, 1, 4097] {
         assert_eq!(refused("potad", settings(bytes)), ReplayError::MemoryNotPages { bytes });
@@ -274,10 +279,11 @@ fn settings_that_cannot_be() {
 #[test]
 fn the_json_has_the_names_that_are_read() {
     let trace = busy(42, 500);
-    let mut replay = Replay::new(trace, "linux-buddy", settings(64 << 20)).unwrap();
-    assert_eq!(replay.total(), replay.step(u64::MAX).unwrap());
+    let go_on = &mut Interrupts::none();
+    let mut replay = Replay::new(trace, "linux-buddy", settings(64 << 20), go_on).unwrap();
+    assert_eq!(replay.total(), replay.step(u64::MAX, go_on).unwrap());
     assert_eq!(ROUNDS, 3);
-    let json = serde_json::to_value(replay.result().unwrap()).unwrap();
+    let json = serde_json::to_value(replay.result(go_on).unwrap()).unwrap();
     for pointer in [
         "/title",
         "/frees_before_recording",

@@ -1,7 +1,8 @@
 //! The parser on whole texts: formats, pieces, damage, and what is counted.
 
 use potad_replay::{
-    LINE_BYTES_MAX, LineFault, MALFORMED_KEPT, Step, Trace, TraceError, TraceFormat, TraceParser,
+    Interrupts, LINE_BYTES_MAX, LineFault, MALFORMED_KEPT, Quote, Step, Trace, TraceError,
+    TraceFormat, TraceParser,
 };
 use proptest::prelude::*;
 
@@ -50,7 +51,7 @@ make   812 [000]  3801.750000:             kmem:mm_page_alloc: page=0x42 pfn=66 
 fn parse(pieces: impl IntoIterator<Item = impl AsRef<[u8]>>) -> Result<Trace, TraceError> {
     let mut parser = TraceParser::new();
     for piece in pieces {
-        parser.feed(piece.as_ref());
+        parser.feed(piece.as_ref(), &mut Interrupts::none())?;
     }
     parser.finish()
 }
@@ -117,11 +118,11 @@ fn byte_by_byte_is_the_same() {
 
 #[test]
 fn progress_is_seen_while_feeding() {
-    let mut parser = TraceParser::new();
+    let (mut parser, go_on) = (TraceParser::new(), &mut Interrupts::none());
     assert_eq!((parser.events(), parser.lines()), (0, 0));
-    parser.feed(FTRACE.as_bytes());
+    parser.feed(FTRACE.as_bytes(), go_on).unwrap();
     assert_eq!((parser.events(), parser.lines()), (5, 14));
-    parser.feed(b"unfinished");
+    parser.feed(b"unfinished", go_on).unwrap();
     assert_eq!((parser.events(), parser.lines()), (5, 14));
 }
 
@@ -158,7 +159,7 @@ a-1 [000] 3.0: mm_page_free: page=1 pfn=0x1 order=0
 fn no_trace_is_an_error() {
     for (text, lines) in [(&b""[..], 0), (b"hello\nworld", 2), (b"\0\0\xff\xfe\n\n\n", 3)] {
         let error = parse([text]).err().expect("no trace");
-        assert_eq!(error, TraceError::NoEvents { lines, hint: String::new() });
+        assert_eq!(error, TraceError::NoEvents { lines, malformed: 0, first: None });
         assert!(
             error.to_string().contains(&format!("in {lines} lines; is this a trace?")),
             "{error}"
@@ -188,7 +189,7 @@ fn hostile_bytes_between_events() {
     for size in [1, 1000, LINE_BYTES_MAX, LINE_BYTES_MAX + 1, text.len()] {
         let trace = parse(text.chunks(size)).unwrap();
         assert_eq!((trace.allocations(), trace.lines()), (2, 7), "pieces of {size}");
-        let fault = LineFault::NotANumber { field: "order", text: "0\u{fffd}".into() };
+        let fault = LineFault::NotANumber { field: "order", text: Quote::of(b"0\xff") };
         assert_eq!(trace.malformed_lines(), [(4, fault)]);
     }
 }
@@ -218,6 +219,32 @@ a-1 [000] 1.3: mm_page_free: page=1 pfn=0x40 order=3
             Step::FreePiece { slot: 0, order: 0, offset: 3 },
         ]
     );
+}
+
+#[test]
+fn frees_that_old_kernels_report_twice_are_counted_once() {
+    let alloc =
+        |pfn| format!("a-1 [000] 1.0: mm_page_alloc: page=1 pfn={pfn} order=0 migratetype=0\n");
+    let direct = |pfn| format!("a-1 [000] 1.0: mm_page_free_direct: page=1 pfn={pfn} order=0\n");
+    let pagevec =
+        |pfn| format!("a-1 [000] 1.0: mm_pagevec_free: page=1 pfn={pfn} order=0 cold=0\n");
+    let counts = |lines: &[String]| {
+        let trace = parse(lines).unwrap();
+        (trace.allocations(), trace.frees(), trace.frees_before_recording(), trace.live_bytes())
+    };
+    // By the list and by the page, with another processor's in between; or twice by the page.
+    assert_eq!(
+        counts(&[alloc(1), alloc(2), pagevec(1), pagevec(2), direct(1), direct(2)]),
+        (2, 2, 0, 0)
+    );
+    assert_eq!(counts(&[alloc(1), direct(1), direct(1)]), (1, 1, 0, 0));
+    // By the list alone.
+    assert_eq!(counts(&[alloc(1), pagevec(1), alloc(1), pagevec(1)]), (2, 2, 0, 0));
+    // Once each time, when it was allocated again meanwhile.
+    let twice = [alloc(1), pagevec(1), direct(1), alloc(1), pagevec(1), direct(1)];
+    assert_eq!(counts(&twice), (2, 2, 0, 0));
+    // Of a page from before the recording.
+    assert_eq!(counts(&[alloc(1), pagevec(7), direct(7), direct(8)]), (1, 2, 2, 4096));
 }
 
 #[test]

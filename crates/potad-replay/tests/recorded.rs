@@ -7,17 +7,19 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use lzma_rust2::XzReader;
-use potad_replay::{Replay, Settings, Trace, TraceFormat, TraceParser, allocator_names};
+use potad_replay::{
+    Interrupts, Replay, Settings, Trace, TraceFormat, TraceParser, allocator_names,
+};
 
 fn read(path: &PathBuf) -> Trace {
     let file = File::open(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
     let mut text = XzReader::new(file, true);
-    let mut parser = TraceParser::new();
+    let (mut parser, go_on) = (TraceParser::new(), &mut Interrupts::none());
     let mut piece = vec![0; 1 << 20];
     loop {
         match text.read(&mut piece).expect("whole xz data") {
             0 => return parser.finish().expect("a trace"),
-            length => parser.feed(&piece[..length]),
+            length => parser.feed(&piece[..length], go_on).expect("memory"),
         }
     }
 }
@@ -37,9 +39,10 @@ fn check(path: &PathBuf, events: u64, peak_mib: f64) {
     let memory_bytes = (trace.peak_bytes() + trace.peak_bytes() / 16).next_multiple_of(1 << 20);
     for name in allocator_names() {
         let settings = Settings { memory_bytes, probe_interval: 5000, points: 20 };
-        let mut replay = Replay::new(trace.clone(), name, settings).expect("a replay");
-        while replay.step(100_000).expect("a step") > 0 {}
-        let report = replay.result().expect("a result whose check passes");
+        let go_on = &mut Interrupts::none();
+        let mut replay = Replay::new(trace.clone(), name, settings, go_on).expect("a replay");
+        while replay.step(100_000, go_on).expect("a step") > 0 {}
+        let report = replay.result(go_on).expect("a result whose check passes");
         assert_eq!(report.live_bytes + report.curves.free_bytes[19], memory_bytes, "{name}");
         if report.failures == 0 {
             assert_eq!(report.peak_bytes, trace.peak_bytes(), "{name}");

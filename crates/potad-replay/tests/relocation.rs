@@ -3,14 +3,15 @@
 use std::sync::Arc;
 
 use potad_replay::{
-    RELOCATORS, Relocation, RelocationReport, ReplayError, RunRequests, Trace, TraceParser,
+    Interrupts, RELOCATORS, Relocation, RelocationReport, ReplayError, RunRequests, Trace,
+    TraceParser,
 };
 
 const MIB: u64 = 1 << 20;
 
 fn trace(text: &str) -> Arc<Trace> {
     let mut parser = TraceParser::new();
-    parser.feed(text.as_bytes());
+    parser.feed(text.as_bytes(), &mut Interrupts::none()).unwrap();
     Arc::new(parser.finish().expect("a trace"))
 }
 
@@ -49,11 +50,13 @@ fn run(
     requests: RunRequests,
     slice: u64,
 ) -> RelocationReport {
-    let mut run = Relocation::new(trace.clone(), relocator, memory_bytes, requests, 20).unwrap();
+    let go_on = &mut Interrupts::none();
+    let mut run =
+        Relocation::new(trace.clone(), relocator, memory_bytes, requests, 20, go_on).unwrap();
     assert_eq!(run.total(), trace.steps().len() as u64);
     loop {
-        match run.step(slice) {
-            0 => return run.result().expect("a result whose check passes"),
+        match run.step(slice, go_on).expect("memory") {
+            0 => return run.result(go_on).expect("a result whose check passes"),
             steps => assert!(steps <= slice),
         }
     }
@@ -228,7 +231,9 @@ fn a_trace_without_steps_asks_for_nothing() {
 fn requests_that_cannot_be() {
     let trace = trace(&alloc(0, 0, true));
     let made = |name: &str, memory, requests, points| {
-        Relocation::new(trace.clone(), name, memory, requests, points).err().expect("refused")
+        let go_on = &mut Interrupts::none();
+        let refused = Relocation::new(trace.clone(), name, memory, requests, points, go_on);
+        refused.err().expect("refused")
     };
     let refused = |requests| made("potad", 64 * MIB, requests, 20).to_string();
     for bytes in [0, 1, 4097, 1 << 44] {
@@ -260,15 +265,16 @@ fn requests_that_cannot_be() {
 #[test]
 fn no_result_before_the_end() {
     let trace = holes(8, 2, |_| true);
-    let mut run = Relocation::new(trace, "potad", 8 * MIB, requests(), 20).unwrap();
-    assert_eq!(run.step(10), 10);
-    assert_eq!(run.result().err(), Some(ReplayError::NotFinished { done: 10, total: 192 }));
+    let go_on = &mut Interrupts::none();
+    let mut run = Relocation::new(trace, "potad", 8 * MIB, requests(), 20, go_on).unwrap();
+    assert_eq!(run.step(10, go_on), Ok(10));
+    assert_eq!(run.result(go_on).err(), Some(ReplayError::NotFinished { done: 10, total: 192 }));
 }
 
 #[test]
 fn the_json_has_the_names_that_are_read() {
     let report = run(&holes(64, 16, |_| true), "cma", 128 * MIB, requests(), 1000);
-    let json: serde_json::Value = serde_json::from_str(&report.to_json()).unwrap();
+    let json: serde_json::Value = serde_json::from_str(&report.to_json().unwrap()).unwrap();
     for pointer in [
         "/relocator",
         "/title",

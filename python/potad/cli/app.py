@@ -15,11 +15,13 @@ from collections.abc import Sequence
 from types import FrameType
 
 import click
+from click.exceptions import NoArgsIsHelpError
 
 from potad import PotadError
 from potad.cli.record import record_command
 from potad.cli.replay import replay_command
 from potad.cli.top import top_command
+from potad.printable import printable
 from potad.trace.errors import RecordError, TraceError
 from potad.trace.record import CommandError
 
@@ -47,8 +49,12 @@ def run(arguments: Sequence[str]) -> int:
         result = app.main(list(arguments), prog_name="potad", standalone_mode=False)
         sys.stdout.flush()
         return result if isinstance(result, int) else 0
-    except click.ClickException as error:
+    except NoArgsIsHelpError as error:
         error.show()
+        return error.exit_code
+    except click.ClickException as error:
+        context = error.ctx if isinstance(error, click.UsageError) else None
+        click.UsageError(printable(error.format_message()), context).show()
         return error.exit_code
     except TraceError as error:
         return _fail(error, 2)
@@ -83,7 +89,7 @@ def _prepare_streams() -> None:
 
 
 def _fail(message: object, status: int) -> int:
-    click.echo(f"potad: {message}", err=True)
+    click.echo(f"potad: {printable(str(message))}", err=True)
     return status
 
 

@@ -3,6 +3,8 @@
 An output is written to a temporary file beside its place, opened when the command starts, so
 that a place that cannot be written is known before minutes of work; `commit` renames it into
 place, over what was there. Leaving without that removes it and leaves the old file as it was.
+One that a killed run left is removed by the next that writes the same file: a temporary file is
+locked while its run lives.
 A device or a pipe has nothing to protect and is written directly.
 
 Other users. The temporary file is made by this process, under a name that nobody can guess, and
@@ -15,15 +17,23 @@ protected_symlinks, which would not see what is resolved here.
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
+import re
 import secrets
 import stat
+from contextlib import suppress
 from types import TracebackType
 
 import click
 
 # As many as the system follows.
 _LINKS_MAX = 40
+
+_SUFFIX = ".part"
+
+# A name is random, so that it is taken for a killed run's hardly more than once.
+_ATTEMPTS = 10
 
 
 class OutputFile:
@@ -62,8 +72,17 @@ class OutputFile:
             own = found.st_uid == os.geteuid()
             self._mode = found.st_mode & (0o777 if own else self._mode)
         folder, name = os.path.split(self._place)
-        temporary = os.path.join(folder, f".{name[:200]}.{secrets.token_hex(4)}.part")
-        file = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        prefix = f".{name[:200]}."
+        _remove_dead(folder, prefix)
+        for _ in range(_ATTEMPTS):
+            temporary = os.path.join(folder, f"{prefix}{secrets.token_hex(4)}{_SUFFIX}")
+            file = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+            # Before it is locked, another run can take it for one that a killed run left.
+            if _lock(file) and os.fstat(file).st_nlink:
+                break
+            os.close(file)
+        else:
+            raise OSError(errno.EBUSY, "another process removes the temporary file again and again")
         self._temporary = temporary
         return file
 
@@ -81,20 +100,19 @@ class OutputFile:
         if self._temporary is not None:
             os.fchmod(self._file.fileno(), self._mode)
             os.fsync(self._file.fileno())
-            self._file.close()
+            # Before it is closed, and so while it is locked.
             os.replace(self._temporary, self._place)
             self._temporary = None
-        else:
-            self._file.close()
+        self._file.close()
 
     def discard(self) -> None:
         """Forgets what was written; after `commit` there is nothing to forget."""
         try:
-            self._file.close()
-        finally:
             if self._temporary is not None:
                 os.unlink(self._temporary)
                 self._temporary = None
+        finally:
+            self._file.close()
 
     def __enter__(self) -> OutputFile:
         return self
@@ -138,3 +156,37 @@ def _mask() -> int:
     mask = os.umask(0o077)
     os.umask(mask)
     return mask
+
+
+def _lock(file: int) -> bool:
+    """Whether the lock of an open file could be had; it ends with the file or the process.
+
+    Where the file system has no locks it can: no other run can have it there.
+    """
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True
+    return True
+
+
+def _remove_dead(folder: str, prefix: str) -> None:
+    """Removes this user's temporary files with such names whose runs were killed."""
+    name = re.compile(f"{re.escape(prefix)}[0-9a-f]{{8}}{re.escape(_SUFFIX)}")
+    with suppress(OSError):  # what forbids it is said when ours is made
+        for path in (entry.path for entry in os.scandir(folder) if name.fullmatch(entry.name)):
+            with suppress(OSError):
+                _remove_if_dead(path)
+
+
+def _remove_if_dead(path: str) -> None:
+    file = os.open(path, os.O_WRONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        found = os.fstat(file)
+        if stat.S_ISREG(found.st_mode) and found.st_uid == os.geteuid():
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # fails if its run lives
+            os.unlink(path)
+    finally:
+        os.close(file)

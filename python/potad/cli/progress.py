@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
+from potad.printable import printable
 from potad.report import humanise
 
 
@@ -20,7 +20,7 @@ class Bars:
 
     def reading(self, name: str) -> Callable[[int, int | None], None]:
         """A bar for reading `name`; what is returned moves it to so many bytes of so many."""
-        task = self._progress.add_task(f"reading {escape(name)}", total=None, amount="")
+        task = self._progress.add_task(f"reading {printable(name)}", total=None, amount="")
 
         def move(done_bytes: int, total_bytes: int | None) -> None:
             self._progress.update(
@@ -45,7 +45,7 @@ def bars(quiet: bool) -> Iterator[Bars]:
     """Bars for as long as the context lasts; `quiet` ones are never shown."""
     console = Console(stderr=True)
     progress = Progress(
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         TaskProgressColumn(),
         TextColumn("{task.fields[amount]}", justify="right"),

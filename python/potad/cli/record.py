@@ -6,9 +6,11 @@ import click
 
 from potad.cli.outputs import OutputFile
 from potad.cli.sizes import size_option
+from potad.printable import printable
 from potad.report import humanise
 from potad.trace import compression
 from potad.trace.record import DEFAULT_BUFFER_BYTES, Recording, record
+from potad.trace.source import display_name
 
 DEFAULT_OUTPUT = "potad.ftrace.xz"
 
@@ -57,7 +59,9 @@ def record_command(output: str, buffer_size: int, quiet: bool, command: tuple[st
 
         def on_error(error: Exception) -> None:
             click.echo(
-                f"potad: {output}: {error}; recording stopped, the command goes on", err=True
+                f"potad: {display_name(output)}: {printable(str(error))};"
+                " recording stopped, the command goes on",
+                err=True,
             )
 
         recording = record(command, writer.write, buffer_bytes=buffer_size, on_error=on_error)
@@ -71,7 +75,7 @@ def _summarise(output: str, recording: Recording, quiet: bool) -> None:
     lost = recording.counts.lost
     if not quiet or lost:
         click.echo(
-            f"potad: {click.format_filename(output)}:"
+            f"potad: {display_name(output)}:"
             f" {recording.counts.read:,} events in {humanise.duration(recording.seconds)},"
             f" {lost:,} lost" + ("; --buffer-size makes room for more" if lost else ""),
             err=True,

@@ -13,6 +13,7 @@ from rich.console import Console
 from potad.cli.outputs import OutputFile
 from potad.cli.progress import bars
 from potad.cli.sizes import run_option, size_option
+from potad.printable import printable
 from potad.report import document, terminal
 from potad.trace import (
     CMA,
@@ -281,6 +282,6 @@ def _warn(trace: TraceSummary) -> None:
     """Names the first malformed lines; how many there are is in the report as well."""
     lines = trace["malformed_lines"][:_MALFORMED_SHOWN]
     for number, reason in lines:
-        click.echo(f"{trace['name']}:{number}: {reason}: line passed over", err=True)
+        click.echo(f"{trace['name']}:{number}: {printable(reason)}: line passed over", err=True)
     if trace["malformed"] > len(lines):
         click.echo(f"{trace['name']}: {trace['malformed']:,} malformed lines in all", err=True)

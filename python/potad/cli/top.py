@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from collections.abc import Sequence
@@ -17,7 +16,7 @@ from rich.live import Live
 from potad.cli.durations import duration_option
 from potad.monitor import BadAnswer, NotServing, Snapshot, running, snapshot
 from potad.monitor.place import pid_of
-from potad.report import humanise, top
+from potad.report import document, humanise, top
 
 # A process that computes without letting others go on may take a while.
 _TIMEOUT_S = 5.0
@@ -107,7 +106,7 @@ def _list(paths: Sequence[Path], as_json: bool) -> None:
 
 
 def _print_json(data: Any) -> None:
-    click.echo(json.dumps(data, allow_nan=False, separators=(",", ":")))
+    click.echo(document.dumps(data), nl=False)
 
 
 def _watch(path: Path, interval_s: float) -> None:

@@ -125,11 +125,13 @@ class Snapshot:
     def from_dict(cls, data: object) -> Snapshot:
         """What `to_dict` made, read back.
 
-        Raises `ValueError` for what is no snapshot of this version.
+        Raises `ValueError` for what is no snapshot of this version, and for texts or lists that
+        are longer than those of any.
         """
         version = data.get("version") if isinstance(data, dict) else None
         if version != VERSION and type(version) is int:
             raise ValueError(f"a snapshot of version {version}, and only {VERSION} is known here")
+        _check_sizes(data)
         made = plain.read(cls, data)
         if made.kind not in (POOL, ARENA, SPACE):
             raise ValueError(f"Snapshot.kind must be a pool, arena or space, not {made.kind!r}")
@@ -140,6 +142,20 @@ class Snapshot:
         ):
             raise ValueError("Snapshot must have an error or what its kind says, and no more")
         return made
+
+
+def _check_sizes(data: object) -> None:
+    """Raises `ValueError` for a text or a list, anywhere in plain data, that no snapshot has."""
+    if isinstance(data, str):
+        if len(data) > _TEXT_WIDTH_MAX:
+            raise ValueError(
+                f"a text of {len(data):,} characters: a snapshot has at most {_TEXT_WIDTH_MAX}"
+            )
+    elif isinstance(data, (list, dict)):
+        if len(data) > ROWS_MAX:
+            raise ValueError(f"{len(data):,} entries: a snapshot has at most {ROWS_MAX} of a sort")
+        for item in data.values() if isinstance(data, dict) else data:
+            _check_sizes(item)
 
 
 def kind_of(target: object) -> str:
@@ -193,7 +209,8 @@ class Viewer:
             else:
                 pool, left_out = _pool(target)
         except Exception as raised:
-            error = f"{type(raised).__name__}: {short_text(raised, _TEXT_WIDTH_MAX)}"
+            text = f"{type(raised).__name__}: {short_text(raised, _TEXT_WIDTH_MAX)}"
+            error = short_text(text, _TEXT_WIDTH_MAX)
         return Snapshot(
             version=VERSION,
             pid=os.getpid(),

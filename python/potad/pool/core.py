@@ -219,9 +219,10 @@ class Core:
         with self.lock:
             self.must_be_usable(it)
             if it.buffer is not None:
-                with contextlib.suppress(NotAllocated):
+                try:
                     return self.pinned_at(it, it.buffer, write, is_hit=True)
-                self.forsake(it, "somebody else has freed its memory")
+                except NotAllocated:
+                    self.forsake(it, "somebody else has freed its memory")
         return self._fault(it, write)
 
     def pinned_at(self, it: Object, buffer: Buffer, write: bool, *, is_hit: bool) -> Held:
@@ -263,7 +264,7 @@ class Core:
         """Ends a pin."""
         it = held.it
         with self.lock:
-            try:  # noqa: SIM105 (`suppress` takes a seventh of a pin's time)
+            try:  # noqa: SIM105 (`suppress` takes as long as a seventh of a pin)
                 held.view.release()
             except BufferError:
                 # What uses the view keeps it, and so the buffer's pin: see `lingers`.

@@ -21,7 +21,8 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from potad import plain
-from potad.usage import aligned
+from potad.printable import printable
+from potad.usage import OWNER_WIDTH_MAX, aligned
 
 # Bucket i is for durations of i bits, 2^(i-1) to 2^i - 1 ns; bucket 0 for none. 2^64 ns are 584
 # years.
@@ -225,5 +226,6 @@ class PoolStats:
         ]
         for row in self.rows:
             amounts = (row.objects, row.bytes, row.resident_bytes, row.pins, row.hits, row.faults)
-            rows.append((row.kind, row.owner, *(f"{amount:,}" for amount in amounts)))
+            texts = (printable(text, OWNER_WIDTH_MAX) for text in (row.kind, row.owner))
+            rows.append((*texts, *(f"{amount:,}" for amount in amounts)))
         return "\n\n".join((aligned(head, 2), aligned(latencies, 1), aligned(rows, 2)))

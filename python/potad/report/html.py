@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from html import escape
 from importlib import resources
 
+from potad.printable import printable
 from potad.report import charts, humanise
 from potad.report.table import (
     Row,
@@ -29,7 +30,7 @@ _POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 def render(reports: Sequence[Report]) -> str:
     """All traces' reports as one page."""
     style = resources.files("potad.report").joinpath("page.css").read_text(encoding="utf-8")
-    names = [escape(report["trace"]["name"]) for report in reports]
+    names = [_text(report["trace"]["name"]) for report in reports]
     contents = ""
     if len(reports) > 1:
         links = "".join(
@@ -48,6 +49,11 @@ def render(reports: Sequence[Report]) -> str:
         f"{contents}\n{''.join(_trace(number, r) for number, r in enumerate(reports))}"
         "</main></body></html>\n"
     )
+
+
+def _text(text: str) -> str:
+    """A text as it stands in the page."""
+    return escape(printable(text))
 
 
 def _trace(number: int, report: Report) -> str:
@@ -105,10 +111,10 @@ def _trace(number: int, report: Report) -> str:
             _legend(asked),
         )
         figures.append(relocation)
-    notes = "".join(f"<li>{escape(remark)}</li>" for remark in remarks(report))
+    notes = "".join(f"<li>{_text(remark)}</li>" for remark in remarks(report))
     return (
-        f'<section id="trace-{number}"><h2>{escape(report["trace"]["name"])}</h2>'
-        f'<p class="headline">{escape(headline(report))}</p>'
+        f'<section id="trace-{number}"><h2>{_text(report["trace"]["name"])}</h2>'
+        f'<p class="headline">{_text(headline(report))}</p>'
         f"{tables}"
         f"{f'<ul class=notes>{notes}</ul>' if notes else ''}"
         f"{''.join(figures)}</section>\n"
@@ -118,14 +124,14 @@ def _trace(number: int, report: Report) -> str:
 def _table(groups: Sequence[Section], entries: Sequence[tuple[str, str]]) -> str:
     """Rows under their headings, a column for each allocator's name and title."""
     heads = "".join(
-        f'<th scope="col">{_swatch(name)}{escape(title)}</th>' for name, title in entries
+        f'<th scope="col">{_swatch(name)}{_text(title)}</th>' for name, title in entries
     )
     bodies = []
     for group in groups:
         rows = "".join(_row(row) for row in group.rows)
         bodies.append(
             f'<tbody><tr><th class="group" colspan="{len(entries) + 1}" scope="rowgroup">'
-            f"{escape(group.heading)}</th></tr>{rows}</tbody>"
+            f"{_text(group.heading)}</th></tr>{rows}</tbody>"
         )
     compared = any(cell.ratio for group in groups for row in group.rows for cell in row.cells)
     return (
@@ -137,12 +143,12 @@ def _table(groups: Sequence[Section], entries: Sequence[tuple[str, str]]) -> str
 
 def _row(row: Row) -> str:
     cells = "".join(
-        f'<td>{escape(cell.value)}<span class="ratio">{escape(cell.ratio)}</span></td>'
+        f'<td>{_text(cell.value)}<span class="ratio">{_text(cell.ratio)}</span></td>'
         for cell in row.cells
     )
     return (
-        f'<tr><th scope="row">{escape(row.label)}'
-        f'<span class="meaning">{escape(row.meaning)}</span></th>{cells}</tr>'
+        f'<tr><th scope="row">{_text(row.label)}'
+        f'<span class="meaning">{_text(row.meaning)}</span></th>{cells}</tr>'
     )
 
 
@@ -151,14 +157,14 @@ def _swatch(allocator: str) -> str:
 
 
 def _legend(entries: Sequence[tuple[str, str]]) -> str:
-    items = "".join(f"<li>{_swatch(name)}{escape(title)}</li>" for name, title in entries)
+    items = "".join(f"<li>{_swatch(name)}{_text(title)}</li>" for name, title in entries)
     return f'<ul class="legend">{items}</ul>'
 
 
 def _figure(heading: str, meaning: str, body: str, legend: str = "") -> str:
     return (
-        f"<figure><h3>{escape(heading)}</h3>"
-        f"<figcaption>{escape(meaning)}</figcaption>{legend}{body}</figure>\n"
+        f"<figure><h3>{_text(heading)}</h3>"
+        f"<figcaption>{_text(meaning)}</figcaption>{legend}{body}</figure>\n"
     )
 
 
@@ -192,7 +198,7 @@ def _unmovable_key(results: Sequence[Result]) -> str:
 def _maps(results: Sequence[Result]) -> str:
     cells = []
     for result in results:
-        title = escape(result["title"])
+        title = _text(result["title"])
         event = humanise.count(result["map"]["peak_event"])
         cells_of = result["map"]
         for when, values, unmovable in (

@@ -81,7 +81,7 @@ def remarks(report: Report) -> list[str]:
         found.append(f"The recorder says it lost {count(trace['dropped'])} events.")
     if trace["malformed"]:
         found.append(f"{count(trace['malformed'])} malformed lines were passed over.")
-    return found
+    return found + trace["notes"]
 
 
 def sections(report: Report) -> list[Section]:

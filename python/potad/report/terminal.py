@@ -11,6 +11,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from potad.printable import printable
 from potad.report.table import Cell, Section, headline, remarks, runs_section, sections
 from potad.trace.result import Report
 
@@ -33,7 +34,7 @@ def render(report: Report) -> RenderableType:
     if any(cell.ratio for group in groups for row in group.rows for cell in row.cells):
         below.append(Text("  × is the ratio to the Linux buddy.", style="dim"))
     return Group(
-        Text(report["trace"]["name"], style="bold"),
+        Text(printable(report["trace"]["name"]), style="bold"),
         Text(headline(report), style="dim"),
         *tables,
         *below,

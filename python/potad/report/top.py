@@ -1,7 +1,7 @@
 """A snapshot of a running pool, arena or space as a screen of text.
 
 A dash stands where there is no rate. Texts come from another process, so what a terminal would
-obey is taken out of them, and they are never markup. Nothing is told by colour alone. Where there
+obey is spelled out, and they are never markup. Nothing is told by colour alone. Where there
 is not the width for two things side by side, one is below the other.
 
 Sizes of pools and arenas are bytes. Those of a space are whatever it is a space of, so they have
@@ -23,6 +23,7 @@ from rich.text import Text
 from potad.monitor import Snapshot, SpaceFigures
 from potad.monitor.view import SPACE
 from potad.pool.stats import Latency, PoolStats, PoolUsage
+from potad.printable import printable
 from potad.report import humanise
 from potad.report.rates import Rates
 
@@ -56,7 +57,7 @@ def render(
     elif now.space is not None:
         body = _space(now.space, rates, _Rest(now, rows_max, len(now.space.rows)))
     else:
-        body = [Text(f"It could not say: {_plain(now.error or '')}", style="bold")]
+        body = [Text(f"It could not say: {printable(now.error or '')}", style="bold")]
     return Group(_header(now, note), Text(), *body)
 
 
@@ -70,7 +71,7 @@ def render_list(entries: Sequence[tuple[int | None, str, Snapshot | str]]) -> Re
             cells = [_NONE if pid is None else str(pid), _NONE, _NONE, _NONE, shown]
         else:
             cells = [str(shown.pid), shown.kind, _name(shown), _program(shown), _in_use(shown)]
-        table.add_row(*map(_cell, cells), Text(_plain(path)))
+        table.add_row(*map(_cell, cells), Text(printable(path)))
     return table
 
 
@@ -136,9 +137,9 @@ def _header(now: Snapshot, note: str) -> RenderableType:
     left = Text(no_wrap=True, overflow="ellipsis")
     left.append(f"{now.kind} ", style="bold")
     if now.name is not None:
-        left.append(f"{_plain(now.name)} ", style="bold cyan")
+        left.append(f"{printable(now.name)} ", style="bold cyan")
     left.append(f"of process {now.pid}, {_program(now)}", style="dim")
-    right = Text(f" {_plain(note)} ", style="reverse") if note else Text()
+    right = Text(f" {printable(note)} ", style="reverse") if note else Text()
     clock = time.strftime("%H:%M:%S", time.localtime(min(now.time, _TIME_MAX_S)))
     right.append(f" {clock}" if note else clock, style="not reverse")
     grid.add_row(left, right)
@@ -336,12 +337,7 @@ def _plain_table() -> Table:
 
 
 def _cell(text: str) -> Text:
-    return Text(_plain(text), no_wrap=True, overflow="ellipsis")
-
-
-def _plain(text: str) -> str:
-    """A text without what a terminal would obey."""
-    return "".join(character if character.isprintable() else "?" for character in text)
+    return Text(printable(text), no_wrap=True, overflow="ellipsis")
 
 
 def _name(shown: Snapshot) -> str:
@@ -350,7 +346,7 @@ def _name(shown: Snapshot) -> str:
 
 def _program(shown: Snapshot) -> str:
     """How its process was started, without where that is."""
-    return _plain(os.path.basename(shown.program))
+    return printable(os.path.basename(shown.program))
 
 
 def _in_use(shown: Snapshot) -> str:

@@ -23,8 +23,9 @@ def read_trace(name: str, progress: Progress | None = None) -> Trace:
 
     Arguments: `name`, a path or `-` for standard input; `progress`, called after each piece.
 
-    Raises `TraceError` naming the file if it cannot be read to its end or is no trace.
-    A line that is a page event but malformed is counted in the result and passed over.
+    Raises `TraceError` naming the file if it cannot be read to its end or is no trace, and
+    `MemoryError` where memory runs out. A line that is a page event but malformed is counted in
+    the result and passed over.
 
     >>> read_trace("missing.ftrace")
     Traceback (most recent call last):

@@ -10,26 +10,28 @@ waits for the command and for signals. The recorder's own page traffic, mostly t
 cache of what it writes, is recorded with the rest; a page of text holds some thirty events
 and costs one, so this dies out rather than feeding itself.
 
-Signals that would end this process are held back while recording and taken one by one
-between steps. Nothing is therefore ever interrupted half-way, and the way out is always the
-same: stop the events, drain, remove the instance. A signal is passed on to the command,
-whose end ends the recording; only SIGKILL to the recorder itself leaves the instance behind.
+Signals that would end this process are messages in a pipe while recording, whichever thread
+the kernel gives them to. Nothing is therefore ever interrupted half-way, and the way out is always
+the same: stop the events, drain, remove the instance. A signal is passed on to the command, whose
+end ends the recording. If the recorder itself is killed, a guard removes the instance (see
+`tracefs.py`).
 """
 
 from __future__ import annotations
 
 import os
 import platform
+import select
 import shlex
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from queue import Queue
 
+from potad._core import catch_signals, release_signals
 from potad.trace.errors import RecordError
 from potad.trace.tracefs import Counts, instance, tracefs
 
@@ -48,7 +50,14 @@ _WAITING_PIECES = 1024
 # How often the main thread looks whether the writer has failed.
 _WATCH_SECONDS = 0.2
 
-_PASSED_ON = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
+_PASSED_ON = (
+    signal.SIGINT,
+    signal.SIGTERM,
+    signal.SIGHUP,
+    signal.SIGQUIT,
+    signal.SIGUSR1,
+    signal.SIGUSR2,
+)
 
 
 @dataclass(frozen=True)
@@ -133,54 +142,69 @@ class _Pipeline:
             self.text_bytes += len(piece)
 
 
-@contextmanager
-def _signals_held() -> Iterator[tuple[set[signal.Signals], set[signal.Signals]]]:
-    """Holds back the signals to be waited for; yields them and the mask as it was.
+class _Signals:
+    """The signals of this process as messages in a pipe; a context manager, one at a time.
 
     One that was ignored when we were started (as `nohup` does) stays ignored.
     """
-    awaited = {
-        number for number in _PASSED_ON if signal.getsignal(number) is not signal.SIG_IGN
-    } | {signal.SIGCHLD}
-    # An ignored SIGCHLD would make the kernel throw the command's status away.
-    child_before = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    mask = {signal.Signals(number) for number in signal.pthread_sigmask(signal.SIG_BLOCK, awaited)}
-    try:
-        yield awaited, mask
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        signal.signal(signal.SIGCHLD, child_before)
+
+    def __enter__(self) -> _Signals:
+        self._read_end, self._write_end = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        self._poll = select.poll()
+        self._poll.register(self._read_end, select.POLLIN)
+        caught = [n for n in _PASSED_ON if signal.getsignal(n) is not signal.SIG_IGN]
+        try:
+            # With SIGCHLD the command's end ends a wait. An ignored one, besides, would make the
+            # kernel throw the command's status away.
+            catch_signals(self._write_end, [*caught, signal.SIGCHLD])
+        except BaseException:
+            self._close()
+            raise
+        return self
+
+    def __exit__(self, *_raised: object) -> None:
+        release_signals()
+        self._close()
+
+    def _close(self) -> None:
+        os.close(self._read_end)
+        os.close(self._write_end)
+
+    def wait(self, timeout_seconds: float) -> Iterator[tuple[int, bool]]:
+        """Waits for signals; their numbers, and whether the kernel sent them, not a process."""
+        if self._poll.poll(timeout_seconds * 1000):
+            messages = iter(os.read(self._read_end, 1 << 12))
+            for number, of_kernel in zip(messages, messages, strict=True):
+                yield number, bool(of_kernel)
 
 
-def _spawn(command: Sequence[str], mask: set[signal.Signals]) -> int:
+def _spawn(command: Sequence[str]) -> int:
     """Starts `command` with the signals as we found them; its process number."""
     try:
         return os.posix_spawnp(
             command[0],
             list(command),
             os.environ,
-            setsigmask=mask,
-            # Python ignores these two for itself, and what is ignored is inherited.
+            # Python ignores these two for itself, and what is ignored is inherited. What is caught
+            # is not.
             setsigdef=(signal.SIGPIPE, signal.SIGXFSZ),
         )
     except OSError as error:
         raise CommandError(command[0], error) from error
 
 
-def _wait(
-    pid: int, awaited: set[signal.Signals], pipeline: _Pipeline, on_error: Callable[[], None]
-) -> int:
+def _wait(pid: int, signals: _Signals, pipeline: _Pipeline, on_error: Callable[[], None]) -> int:
     """Waits for the command, passing signals on to it; its exit code.
 
     `on_error` is called once if the pipeline fails meanwhile.
     """
     watching = True
     while True:
-        caught = signal.sigtimedwait(awaited, _WATCH_SECONDS)
-        if caught is not None and caught.si_signo in _PASSED_ON and caught.si_code <= 0:
-            # Sent by a process (SI_USER and its like). One from the terminal has a positive
-            # code and has reached the command already, which is in the same process group.
-            os.kill(pid, caught.si_signo)
+        for number, of_kernel in signals.wait(_WATCH_SECONDS):
+            # One from the terminal is the kernel's, and has reached the command already, which is
+            # in the same process group.
+            if number in _PASSED_ON and not of_kernel:
+                os.kill(pid, number)
         done, status = os.waitpid(pid, os.WNOHANG)
         if done:
             code = os.waitstatus_to_exitcode(status)
@@ -222,12 +246,13 @@ def record(
     buffer for each CPU; `on_error`, told at once if `write` failed: recording stops then,
     the command is left to end by itself, and the error is raised after it.
 
-    Must be called from the main thread. Raises `RecordError` for what is missing to record
-    and `CommandError` if the command cannot be started; the machine's tracing is as before
-    in every case.
+    SIGINT, SIGTERM, SIGHUP, SIGQUIT, SIGUSR1 and SIGUSR2 to this process go to the command
+    meanwhile, so a process makes one recording at a time. Raises `RecordError` for what is missing
+    to record and `CommandError` if the command cannot be started; the machine's tracing is as
+    before in every case.
     """
     with (
-        _signals_held() as (awaited, mask),
+        _Signals() as signals,
         tracefs() as directory,
         instance(directory, buffer_bytes) as events,
     ):
@@ -243,7 +268,7 @@ def record(
         started = time.monotonic()
         try:
             events.set_recording(True)
-            exit_code = _wait(_spawn(command, mask), awaited, pipeline, stop_early)
+            exit_code = _wait(_spawn(command), signals, pipeline, stop_early)
         finally:
             seconds = time.monotonic() - started
             events.set_recording(False)

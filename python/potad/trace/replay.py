@@ -22,8 +22,11 @@ PEERS = ("linux-buddy", "first-fit")
 DEFAULT_PROBE_INTERVAL_EVENTS = 1000
 DEFAULT_POINTS = 600
 
-# Events between two looks at the clock and at signals: tens of milliseconds at the slowest.
+# Events from one call of `progress` to the next. Signals are looked for within a step.
 STEP_EVENTS = 1 << 15
+
+# Allocations from which on a trace without a single free is odd.
+_ALLOCATIONS_WITHOUT_FREES = 100
 
 _MIB = 1 << 20
 
@@ -60,7 +63,8 @@ def replay(
     `probe_interval_events`, how often a run of 8 MiB at 1 MiB alignment is looked for;
     `points`, samples of each curve; `progress`, called with the events done and of how many.
 
-    Raises `ValueError` for a bad argument. The allocator's whole state is checked at the end.
+    Raises `ValueError` for a bad argument, `MemoryError` where memory runs out. The allocator's
+    whole state is checked at the end.
     """
     run = Replay(trace, allocator, memory_bytes, probe_interval_events, points)
     done = 0
@@ -89,4 +93,16 @@ def summarise(name: str, trace: Trace) -> TraceSummary:
         "malformed_lines": list(trace.malformed_lines),
         "live_bytes": trace.live_bytes,
         "peak_bytes": trace.peak_bytes,
+        "notes": _notes(trace),
     }
+
+
+def _notes(trace: Trace) -> list[str]:
+    """What is odd about a trace as a whole."""
+    if trace.frees or trace.allocations < _ALLOCATIONS_WITHOUT_FREES:
+        return []
+    note = (
+        f"There are {trace.allocations:,} allocations and not one free. The event mm_page_free"
+        " was probably not recorded, or its kernel gives it a name that is not known here."
+    )
+    return [note]

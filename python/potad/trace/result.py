@@ -168,6 +168,8 @@ class TraceSummary(TypedDict):
     malformed_lines: list[tuple[int, str]]
     live_bytes: int
     peak_bytes: int
+    notes: list[str]
+    """Sentences on what is odd about the trace as a whole."""
 
 
 class Report(TypedDict):

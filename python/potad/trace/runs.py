@@ -56,7 +56,8 @@ def replay_runs(
     Arguments: `memory_bytes`, the size of the space, a multiple of the page; `points`, samples
     of each curve; `progress`, called with the events done and of how many.
 
-    Raises `ValueError` for a bad argument. The relocator's whole state is checked at the end.
+    Raises `ValueError` for a bad argument, `MemoryError` where memory runs out. The relocator's
+    whole state is checked at the end.
     """
     run = RunReplay(trace, relocator, memory_bytes, requests, points)
     done = 0

@@ -18,6 +18,7 @@ from contextlib import closing
 from queue import Full, Queue
 from types import TracebackType
 
+from potad.printable import printable
 from potad.trace import compression
 from potad.trace.errors import TraceError
 
@@ -52,8 +53,7 @@ def display_name(name: str) -> str:
     """
     if name == STDIN_NAME:
         return "standard input"
-    text = os.fsencode(name).decode("utf-8", "replace")
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    return printable(os.fsencode(name).decode("utf-8", "replace"))
 
 
 class Source:

@@ -5,6 +5,12 @@ directory made under its `instances/`: it has its own ring buffers (one for each
 own enabled events and its own clock, and disappears with all of them when the directory is
 removed. Nothing outside it is touched, so whatever else is being traced goes on as before.
 
+An instance records until it is removed, so none may outlive its recorder. A recorder that is
+killed cannot remove its own; a *guard* does, a small process that waits for the recorder's end
+(`guard.py`). If that was killed as well, the next recorder removes the instance. A recorder holds
+a file of its instance open, and the kernel refuses to remove an instance that has one, so to
+try is to tell the dead from the living, also where they are in other containers.
+
 tracefs may not be mounted. Then it is mounted on a private directory, opened, and taken out
 of the tree again at once (a lazy unmount): the open directory keeps it usable, nobody else
 sees it, and nothing is left to undo even if this process is killed. Paths are therefore
@@ -18,16 +24,20 @@ import ctypes
 import errno
 import os
 import re
+import secrets
+import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 from potad.trace.errors import RecordError
 
 PAGE_EVENTS = ("mm_page_alloc", "mm_page_free")
+
+_GUARD = os.path.join(os.path.dirname(__file__), "guard.py")
 
 _MNT_DETACH = 2  # umount2(2): out of the tree now, gone when the last user is
 
@@ -42,6 +52,13 @@ _CLOCKS = ("mono", "global")
 # Someone listing the instances has ours open for a moment; removing it then fails.
 _REMOVE_ATTEMPTS = 20
 _REMOVE_PAUSE_SECONDS = 0.1
+
+# Those of this version and of earlier ones.
+_NAME = re.compile(r"potad-\d+(-[0-9a-f]{8}|\.\d+)?", re.ASCII)
+
+# Names are random, so that one made again is never another recorder's. A new instance can be taken
+# for a dead one only before it is held, and hardly more than once.
+_MAKE_ATTEMPTS = 10
 
 
 def _needs_root(error: OSError, what: str) -> RecordError:
@@ -122,9 +139,18 @@ class Instance:
     """A tracing instance that records page events; see the module's description."""
 
     def __init__(self, directory: int, path: str) -> None:
+        """Makes it; raises `FileNotFoundError` if another recorder took it for a dead one."""
         self._tracefs = directory
         self._path = path
         self._pipe: int | None = None
+        os.mkdir(path, dir_fd=directory)
+        try:
+            # While this is open, the kernel lets nobody remove the instance.
+            self._hold = os.open(f"{path}/tracing_on", os.O_RDONLY, dir_fd=directory)
+        except BaseException:
+            with suppress(FileNotFoundError):
+                os.rmdir(path, dir_fd=directory)
+            raise
 
     def _write(self, name: str, text: str) -> None:
         file = os.open(f"{self._path}/{name}", os.O_WRONLY | os.O_TRUNC, dir_fd=self._tracefs)
@@ -210,10 +236,13 @@ class Instance:
         if self._pipe is not None:
             os.close(self._pipe)
             self._pipe = None
+        os.close(self._hold)
         for attempt in range(_REMOVE_ATTEMPTS):
             try:
                 os.rmdir(self._path, dir_fd=self._tracefs)
                 return
+            except FileNotFoundError:
+                return  # by another recorder: since it is held no longer, it counts as dead
             except OSError as error:
                 if error.errno != errno.EBUSY or attempt == _REMOVE_ATTEMPTS - 1:
                     raise RecordError(
@@ -223,27 +252,72 @@ class Instance:
             time.sleep(_REMOVE_PAUSE_SECONDS)
 
 
+def _remove_dead(directory: int) -> None:
+    """Removes the instances of recorders that were killed, and their guards with them."""
+    folder = os.open("instances", os.O_RDONLY | os.O_DIRECTORY, dir_fd=directory)
+    try:
+        for name in os.listdir(folder):
+            if _NAME.fullmatch(name):
+                # Busy if its recorder lives, and not there if that is done with it.
+                with suppress(OSError):
+                    os.rmdir(name, dir_fd=folder)
+    finally:
+        os.close(folder)
+
+
+@contextmanager
+def _guarded(directory: int, path: str) -> Iterator[None]:
+    """Has a process of its own remove the instance at `path` if this one ends before leaving.
+
+    It has a session of its own, so that what ends all others of this one spares it.
+    """
+    try:
+        guard = subprocess.Popen(
+            [sys.executable, "-I", "-S", _GUARD, str(directory), path],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            cwd="/",
+            pass_fds=(directory,),
+            start_new_session=True,
+        )
+    except OSError as error:
+        raise RecordError(
+            f"cannot run {sys.executable!r}, which is to remove the tracing instance if potad is"
+            f" killed: {error.strerror}"
+        ) from error
+    try:
+        yield
+    finally:
+        # To close the pipe would not do: a process that was forked meanwhile may have it open.
+        guard.communicate(b"\n")
+
+
 @contextmanager
 def instance(directory: int, buffer_bytes: int) -> Iterator[Instance]:
     """A new instance in the tracefs open as `directory`, removed on leaving.
 
-    `buffer_bytes` is the ring buffer's size for each CPU.
+    `buffer_bytes` is the ring buffer's size for each CPU. Instances that killed recorders left are
+    removed as well.
     """
-    path = f"instances/potad-{os.getpid()}"
-    for suffix in ("", *(f".{number}" for number in range(1, 100))):
-        # A name may be taken: by a recorder that was killed, or one in another container.
+    with suppress(OSError):  # what forbids it is said when ours is made
+        _remove_dead(directory)
+    path = f"instances/potad-{os.getpid()}-{secrets.token_hex(4)}"
+    with _guarded(directory, path):
+        made = _made(directory, path)
         try:
-            os.mkdir(path + suffix, dir_fd=directory)
-        except FileExistsError:
+            made._set_up(buffer_bytes)
+            yield made
+        finally:
+            made.remove()
+
+
+def _made(directory: int, path: str) -> Instance:
+    for _ in range(_MAKE_ATTEMPTS):
+        try:
+            return Instance(directory, path)
+        except FileNotFoundError:
             continue
         except OSError as error:
             raise _needs_root(error, "make a tracing instance") from error
-        made = Instance(directory, path + suffix)
-        break
-    else:
-        raise RecordError(f"tracefs has a hundred instances called {path} already")
-    try:
-        made._set_up(buffer_bytes)
-        yield made
-    finally:
-        made.remove()
+    raise RecordError(f"another process removes the tracing instance {path} again and again")

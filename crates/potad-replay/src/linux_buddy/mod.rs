@@ -37,8 +37,10 @@ use potad::{NoProbe, Probe};
 
 use crate::allocator::{PAGES_MAX, PageAllocator};
 use crate::error::{BuildError, CheckError};
+use crate::fallible::{extend, filled, push};
 use crate::figures::{BlockCounts, Extent, aligned_blocks, coalesce, has_run};
-use zone::{FREE_AREA_BYTES, PAGE_STRUCT_BYTES, Zone};
+use crate::stop::{Interrupts, OutOfMemory, Stop};
+use zone::{FAULT_UNITS, FREE_AREA_BYTES, PAGE_STRUCT_BYTES, Zone};
 
 /// The Linux buddy allocator restated: per-order lists through 64-byte page structures.
 ///
@@ -59,7 +61,7 @@ impl<const MAX_ORDER: u32, const TAIL: bool> LinuxBuddy<NoProbe, MAX_ORDER, TAIL
     ///
     /// [`BuildError`] where the number of pages is out of range or the system refuses the metadata.
     pub fn new(pages: u64) -> Result<Self, BuildError> {
-        LinuxBuddy::with_probe(pages, NoProbe)
+        LinuxBuddy::with_probe(pages, NoProbe, &mut Interrupts::none())
     }
 }
 
@@ -68,8 +70,12 @@ impl<P: Probe, const MAX_ORDER: u32, const TAIL: bool> LinuxBuddy<P, MAX_ORDER, 
     ///
     /// # Errors
     ///
-    /// As [`new`](LinuxBuddy::new).
-    pub fn with_probe(pages: u64, probe: P) -> Result<Self, BuildError> {
+    /// As [`new`](LinuxBuddy::new), or where the caller wants to stop.
+    pub fn with_probe(
+        pages: u64,
+        probe: P,
+        interrupts: &mut Interrupts<'_>,
+    ) -> Result<Self, BuildError> {
         if pages == 0 || pages > PAGES_MAX {
             return Err(BuildError::Pages { pages, max: PAGES_MAX });
         }
@@ -80,6 +86,7 @@ impl<P: Probe, const MAX_ORDER: u32, const TAIL: bool> LinuxBuddy<P, MAX_ORDER, 
         while end > 0 {
             let order = end.trailing_zeros().min(MAX_ORDER);
             end -= 1 << order;
+            interrupts.after(FAULT_UNITS)?;
             zone.free(end as u32, order);
         }
         Ok(LinuxBuddy { zone })
@@ -117,10 +124,14 @@ impl<P: Probe, const MAX_ORDER: u32, const TAIL: bool> LinuxBuddy<P, MAX_ORDER, 
         (order..=MAX_ORDER).any(|order| self.zone.nr_free(order) > 0)
     }
 
-    /// Takes all free pages of a range off the lists, as isolating a range does in the kernel: the
-    /// blocks they make, in address order. What a free block has outside the range stays free.
-    pub(crate) fn isolate(&mut self, range: Range<u32>) -> Vec<(u32, u32)> {
-        let mut isolated = Vec::new();
+    /// Takes all free pages of a range off the lists, as isolating a range does in the kernel, and adds
+    /// the blocks they make, in address order. What a free block has outside the range stays free.
+    pub(crate) fn isolate(
+        &mut self,
+        range: Range<u32>,
+        isolated: &mut Vec<(u32, u32)>,
+        interrupts: &mut Interrupts<'_>,
+    ) -> Result<(), Stop> {
         // A free block that the range begins in may begin before it.
         let over = |page: u32, order: u32| page & !((1 << order) - 1);
         let mut page = (0..=MAX_ORDER)
@@ -128,41 +139,51 @@ impl<P: Probe, const MAX_ORDER: u32, const TAIL: bool> LinuxBuddy<P, MAX_ORDER, 
             .find(|&(first, order)| self.zone.order_of_free(first).is_some_and(|is| is >= order))
             .map_or(range.start, |(first, _)| first);
         while page < range.end {
+            interrupts.after(1)?;
             let Some(order) = self.zone.take(page) else {
                 page += 1;
                 continue;
             };
             let end = page + (1 << order);
             let inside = page.max(range.start)..end.min(range.end);
-            isolated.extend(aligned_blocks(inside.clone()));
+            extend(isolated, aligned_blocks(inside.clone()))?;
             let below = aligned_blocks(page..inside.start);
             for (outside, order) in below.chain(aligned_blocks(inside.end..end)) {
                 self.zone.free(outside, order);
             }
             page = end;
         }
-        isolated
+        Ok(())
     }
 
     /// Has the system back the metadata now, 64 bytes a page, as a running kernel's is.
-    pub fn populate(&mut self) {
-        self.zone.populate();
+    ///
+    /// # Errors
+    ///
+    /// [`Stop::Interrupted`] where the caller wants to stop.
+    pub fn populate(&mut self, interrupts: &mut Interrupts<'_>) -> Result<(), Stop> {
+        self.zone.populate(interrupts)
+    }
+
+    pub(crate) fn probe(&self) -> &P {
+        self.zone.probe()
     }
 
     /// The free blocks of `low..=MAX_ORDER`, in address order.
-    fn blocks_from(&self, low: u32) -> Vec<Extent> {
-        let mut blocks: Vec<Extent> = (low..=MAX_ORDER)
-            .flat_map(|order| {
-                let list = self.zone.free_list(order);
-                list.map(move |page| Extent { start: page.into(), pages: 1 << order })
-            })
-            .collect();
-        blocks.sort_unstable_by_key(|block| block.start);
-        blocks
+    fn blocks_from(&self, low: u32, interrupts: &mut Interrupts<'_>) -> Result<Vec<Extent>, Stop> {
+        let mut blocks = Vec::new();
+        for order in low..=MAX_ORDER {
+            for page in self.zone.free_list(order) {
+                interrupts.after(1)?;
+                push(&mut blocks, Extent { start: page.into(), pages: 1 << order })?;
+            }
+        }
+        sort_by_start(&mut blocks, interrupts)?;
+        Ok(blocks)
     }
 
-    fn corrupt(what: String) -> CheckError {
-        CheckError { allocator: "linux-buddy", what }
+    fn corrupt(what: std::fmt::Arguments<'_>) -> CheckError {
+        CheckError::corrupt("linux-buddy", what)
     }
 }
 
@@ -170,79 +191,90 @@ impl<P: Probe, const MAX_ORDER: u32, const TAIL: bool> PageAllocator
     for LinuxBuddy<P, MAX_ORDER, TAIL>
 {
     #[inline]
-    fn alloc(&mut self, order: u32) -> Option<u32> {
-        self.zone.alloc(order)
+    fn alloc(&mut self, order: u32) -> Result<Option<u32>, OutOfMemory> {
+        Ok(self.zone.alloc(order))
     }
 
     #[inline]
-    fn free(&mut self, page: u32, order: u32) {
+    fn free(&mut self, page: u32, order: u32) -> Result<(), OutOfMemory> {
         self.zone.free(page, order);
+        Ok(())
     }
 
     #[inline]
-    fn free_piece(&mut self, page: u32, order: u32) {
+    fn free_piece(&mut self, page: u32, order: u32) -> Result<(), OutOfMemory> {
         self.zone.free(page, order);
+        Ok(())
     }
 
     fn pages(&self) -> u64 {
         self.zone.pages()
     }
 
-    fn free_extents(&mut self) -> Vec<Extent> {
-        coalesce(self.blocks_from(0).into_iter())
+    fn free_extents(&mut self, interrupts: &mut Interrupts<'_>) -> Result<Vec<Extent>, Stop> {
+        coalesce(self.blocks_from(0, interrupts)?.into_iter(), interrupts)
     }
 
     /// Below the largest order every block is merged already, so the list lengths are the counts; only
     /// the blocks of the largest order can adjoin.
-    fn free_blocks(&mut self) -> BlockCounts {
+    fn free_blocks(&mut self, interrupts: &mut Interrupts<'_>) -> Result<BlockCounts, Stop> {
         let mut counts = BlockCounts::default();
         for order in 0..MAX_ORDER {
             counts.0[order as usize] = self.zone.nr_free(order);
         }
-        for extent in coalesce(self.blocks_from(MAX_ORDER).into_iter()) {
+        let largest = self.blocks_from(MAX_ORDER, interrupts)?;
+        for extent in coalesce(largest.into_iter(), interrupts)? {
             counts.add_extent(extent);
+            interrupts.after(1)?;
         }
-        counts
+        Ok(counts)
     }
 
     /// A run is made of aligned blocks of the largest power of two that divides both its length and
     /// its alignment, and each of these lies in one free block: smaller ones need not be looked at.
-    fn can_run(&mut self, pages: u64, align: u64) -> bool {
+    fn can_run(
+        &mut self,
+        pages: u64,
+        align: u64,
+        interrupts: &mut Interrupts<'_>,
+    ) -> Result<bool, Stop> {
         let unit = (pages | align).trailing_zeros().min(MAX_ORDER);
-        coalesce(self.blocks_from(unit).into_iter())
-            .into_iter()
-            .any(|extent| has_run(extent, pages, align))
+        let blocks = self.blocks_from(unit, interrupts)?;
+        let extents = coalesce(blocks.into_iter(), interrupts)?;
+        Ok(extents.into_iter().any(|extent| has_run(extent, pages, align)))
     }
 
     fn metadata_bytes(&self) -> u64 {
         self.zone.pages() * PAGE_STRUCT_BYTES + u64::from(MAX_ORDER + 1) * FREE_AREA_BYTES
     }
 
-    fn check(&self) -> Result<(), CheckError> {
+    fn check(&self, interrupts: &mut Interrupts<'_>) -> Result<(), CheckError> {
         for order in 0..=MAX_ORDER {
             let mut listed = 0;
             for page in self.zone.free_list(order) {
+                interrupts.after(1)?;
                 if let Some(fault) = self.zone.fault_of(page, order) {
-                    return Err(Self::corrupt(fault));
+                    return Err(Self::corrupt(format_args!("{fault}")));
                 }
                 listed += 1;
                 if listed > self.zone.pages() {
-                    return Err(Self::corrupt(format!(
+                    return Err(Self::corrupt(format_args!(
                         "the list of order {order} runs in a circle"
                     )));
                 }
             }
             if listed != self.zone.nr_free(order) {
                 let said = self.zone.nr_free(order);
-                return Err(Self::corrupt(format!(
+                return Err(Self::corrupt(format_args!(
                     "{listed} blocks of order {order} in the list, {said} by its count"
                 )));
             }
         }
-        for pair in self.blocks_from(0).windows(2) {
+        for pair in self.blocks_from(0, interrupts)?.windows(2) {
+            interrupts.after(1)?;
             let (block, next) = (pair[0], pair[1]);
             if next.start < block.end() {
-                return Err(Self::corrupt(format!(
+                return Err(Self::corrupt(format_args!(
                     "the free blocks {block:?} and {next:?} overlap"
                 )));
             }
@@ -250,11 +282,36 @@ impl<P: Probe, const MAX_ORDER: u32, const TAIL: bool> PageAllocator
                 && block.pages < 1 << MAX_ORDER
                 && block.start ^ block.pages == next.start;
             if mergeable {
-                return Err(Self::corrupt(format!(
+                return Err(Self::corrupt(format_args!(
                     "the free buddies {block:?} and {next:?} are not merged"
                 )));
             }
         }
         Ok(())
     }
+}
+
+/// Sorts blocks by their first page, which is below 2^32: from the lowest byte to the highest, as the
+/// standard library's sort does not look for interrupts.
+fn sort_by_start(blocks: &mut Vec<Extent>, interrupts: &mut Interrupts<'_>) -> Result<(), Stop> {
+    let mut sorted = filled(Extent { start: 0, pages: 0 }, blocks.len(), interrupts)?;
+    for shift in (0..u32::BITS).step_by(8) {
+        let byte = |block: &Extent| (block.start >> shift) as usize & 0xff;
+        let mut places = [0; 256];
+        for block in &*blocks {
+            places[byte(block)] += 1;
+        }
+        let mut place = 0;
+        for count in &mut places {
+            place += std::mem::replace(count, place);
+        }
+        for block in &*blocks {
+            interrupts.after(1)?;
+            let place = &mut places[byte(block)];
+            sorted[*place] = *block;
+            *place += 1;
+        }
+        std::mem::swap(blocks, &mut sorted);
+    }
+    Ok(())
 }

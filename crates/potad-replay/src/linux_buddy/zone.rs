@@ -37,6 +37,8 @@ use std::ptr::NonNull;
 use potad::Probe;
 
 use crate::error::BuildError;
+use crate::fallible::text;
+use crate::stop::{Interrupts, Stop};
 
 /// A doubly linked list through heads and pages, as the kernel's `list_head`.
 #[repr(C)]
@@ -79,6 +81,9 @@ pub(super) const ORDERS_END: usize = 32;
 pub(super) const PAGE_STRUCT_BYTES: u64 = size_of::<Page>() as u64;
 /// Bytes of metadata of an order.
 pub(super) const FREE_AREA_BYTES: u64 = size_of::<FreeArea>() as u64;
+
+/// The work of the first touch of a page.
+pub(super) const FAULT_UNITS: u64 = 16;
 
 const BUDDY_TYPE: u32 = 0xf000_0000;
 const NO_TYPE: u32 = u32::MAX;
@@ -399,40 +404,48 @@ impl<P: Probe, const MAX_ORDER: u32, const TAIL: bool> Zone<P, MAX_ORDER, TAIL> 
     /// What is wrong with a block that stands on a free list, if anything.
     pub(super) fn fault_of(&self, number: u32, order: u32) -> Option<String> {
         if u64::from(number) + (1 << order) > self.pages {
-            return Some(format!(
+            return Some(text(format_args!(
                 "page {number} of order {order} reaches past {} pages",
                 self.pages
-            ));
+            )));
         }
         // SAFETY: checked to lie in the zone.
         let page = unsafe { self.page(u64::from(number)) };
         let link = page.link();
         let (next, prev) = (self.get(next_of(link)), self.get(prev_of(link)));
         if self.get(prev_of(next)) != link || self.get(next_of(prev)) != link {
-            return Some(format!(
+            return Some(text(format_args!(
                 "page {number} is not between its neighbours in the list of order {order}"
-            ));
+            )));
         }
         let (page_type, private) = (self.get(page.page_type()), self.get(page.private()));
         if page_type != BUDDY_TYPE || private != u64::from(order) || self.get(page.refcount()) != 0
         {
-            return Some(format!(
+            return Some(text(format_args!(
                 "page {number} in the list of order {order} has type {page_type:#x}, order {private}, {} users",
                 self.get(page.refcount())
-            ));
+            )));
         }
         None
     }
 
     /// Has the system back the whole map now, as a kernel's is from boot, so that a first touch is
     /// not charged to whoever comes by.
-    pub(super) fn populate(&mut self) {
+    pub(super) fn populate(&mut self, interrupts: &mut Interrupts<'_>) -> Result<(), Stop> {
         for pfn in (0..self.pages).step_by(MEMMAP_ALIGN / size_of::<Page>()) {
+            // A page fault each.
+            interrupts.after(FAULT_UNITS)?;
             // SAFETY: below `pages`.
             let flags = unsafe { self.page(pfn) }.flags();
             // SAFETY: a field of a page structure; volatile as what is written is there already.
             unsafe { flags.write_volatile(flags.read_volatile()) };
         }
+        Ok(())
+    }
+
+    /// The probe.
+    pub(super) fn probe(&self) -> &P {
+        &self.probe
     }
 }
 

@@ -38,11 +38,15 @@
 
 use std::ops::Range;
 
+use potad::NoProbe;
+
 use super::relocator::{Move, Relocator, Reserve, remainder};
 use crate::allocator::{PAGES_MAX, PageAllocator};
 use crate::error::{BuildError, CheckError};
+use crate::fallible::{copied, extend, filled, push};
 use crate::figures::{Extent, aligned_blocks, coalesce};
 use crate::linux_buddy::LinuxBuddy;
+use crate::stop::{Interrupts, OutOfMemory, Stop};
 
 pub(crate) const ALLOCATOR: &str = "cma";
 
@@ -58,8 +62,11 @@ struct InUse {
     pinned: bool,
 }
 
-/// A window has a page in it that cannot be migrated.
-struct Busy;
+/// Pages that are looked through for one that is handed out in the time of a unit of work.
+const TAKEN_PER_UNIT: u64 = 16;
+
+/// The work of a block that is migrated.
+const UNITS_PER_BLOCK: u64 = 64;
 
 /// The contiguous memory allocator restated.
 pub struct Cma {
@@ -84,6 +91,19 @@ impl Cma {
     /// [`BuildError`] where the number of pages is out of range, nothing would be reserved or all, or
     /// the system refuses the metadata.
     pub fn new(pages: u64, reserved: u64) -> Result<Self, BuildError> {
+        Cma::with_interrupts(pages, reserved, &mut Interrupts::none())
+    }
+
+    /// The same, unless the caller wants to stop.
+    ///
+    /// # Errors
+    ///
+    /// As [`new`](Self::new), and [`BuildError::Stopped`].
+    pub fn with_interrupts(
+        pages: u64,
+        reserved: u64,
+        interrupts: &mut Interrupts<'_>,
+    ) -> Result<Self, BuildError> {
         if pages == 0 || pages > PAGES_MAX {
             return Err(BuildError::Pages { pages, max: PAGES_MAX });
         }
@@ -92,11 +112,11 @@ impl Cma {
             return Err(BuildError::Reserve { pages, reserved, block: MAX_ORDER_PAGES });
         }
         Ok(Cma {
-            rest: LinuxBuddy::new(base)?,
-            area: LinuxBuddy::new(pages - base)?,
+            rest: LinuxBuddy::with_probe(base, NoProbe, interrupts)?,
+            area: LinuxBuddy::with_probe(pages - base, NoProbe, interrupts)?,
             base: base as u32,
-            in_use: vec![None; pages as usize],
-            handed_out: vec![false; (pages - base) as usize],
+            in_use: filled(None, pages as usize, interrupts)?,
+            handed_out: filled(false, (pages - base) as usize, interrupts)?,
             failures_beside_area: 0,
         })
     }
@@ -134,35 +154,51 @@ impl Cma {
 
     /// The lowest window at or after `from` in which nothing is handed out. `from`, a multiple of
     /// `align` or the area's first page, and the window are numbered in the area.
-    fn next_window(&self, mut from: u64, pages: u32, align: u32) -> Option<Range<u32>> {
+    fn next_window(
+        &self,
+        mut from: u64,
+        pages: u32,
+        align: u32,
+        interrupts: &mut Interrupts<'_>,
+    ) -> Result<Option<Range<u32>>, Stop> {
         let base = u64::from(self.base);
         loop {
             let start = (base + from).next_multiple_of(align.into()) - base;
             let end = start + u64::from(pages);
-            let window = self.handed_out.get(start as usize..usize::try_from(end).ok()?)?;
+            let Some(window) = self.handed_out.get(start as usize..end as usize) else {
+                return Ok(None);
+            };
+            interrupts.after(1 + u64::from(pages) / TAKEN_PER_UNIT)?;
             match window.iter().rposition(|&taken| taken) {
-                None => return Some(start as u32..end as u32),
+                None => return Ok(Some(start as u32..end as u32)),
                 Some(taken) => from = start + taken as u64 + 1,
             }
         }
     }
 
     /// Migrates what is in use in a window, numbered in the area, and keeps all of it off the free
-    /// lists.
-    fn empty(&mut self, window: Range<u32>, moves: &mut Vec<Move>) -> Result<(), Busy> {
-        let mut isolated = self.area.isolate(window.clone());
+    /// lists. Whether it could: if a page of it cannot be migrated, what is free in it is given back.
+    fn empty(
+        &mut self,
+        window: Range<u32>,
+        moves: &mut Vec<Move>,
+        interrupts: &mut Interrupts<'_>,
+    ) -> Result<bool, Stop> {
+        let mut isolated = Vec::new();
+        self.area.isolate(window.clone(), &mut isolated, interrupts)?;
         let end = self.base + window.end;
         let mut page = self.base + window.start;
         // Only the first block can begin before the window.
         if let Some((first, _)) = self.block_over(page) {
             page = first;
         }
-        let mut free = isolated.clone().into_iter().peekable();
-        let mut emptied = Ok(());
-        while page < end && emptied.is_ok() {
+        let mut free = copied(&isolated)?.into_iter().peekable();
+        let mut emptied = true;
+        while page < end && emptied {
             page += match (self.in_use[page as usize], free.peek()) {
                 (Some(block), _) => {
-                    emptied = self.migrate(page, block, &window, &mut isolated, moves);
+                    emptied =
+                        self.migrate(page, block, &window, &mut isolated, moves, interrupts)?;
                     1 << block.order
                 }
                 (None, Some(&(at, order))) if self.base + at == page => {
@@ -172,15 +208,16 @@ impl Cma {
                 (None, _) => unreachable!("page {page} is neither free nor in use"),
             };
         }
-        if emptied.is_err() {
+        if !emptied {
             for (page, order) in isolated {
+                interrupts.after(1)?;
                 self.area.free(page, order);
             }
         }
-        emptied
+        Ok(emptied)
     }
 
-    /// Migrates one block; what it leaves in the window is isolated.
+    /// Migrates one block, if it can be; what it leaves in the window is isolated.
     fn migrate(
         &mut self,
         page: u32,
@@ -188,33 +225,36 @@ impl Cma {
         window: &Range<u32>,
         isolated: &mut Vec<(u32, u32)>,
         moves: &mut Vec<Move>,
-    ) -> Result<(), Busy> {
+        interrupts: &mut Interrupts<'_>,
+    ) -> Result<bool, Stop> {
         if block.pinned || !block.movable {
-            return Err(Busy);
+            return Ok(false);
         }
         // Halves that are still to be moved, the lower ones last.
-        let mut parts = vec![(page, u32::from(block.order))];
+        let mut parts = Vec::new();
+        push(&mut parts, (page, u32::from(block.order)))?;
         while let Some((old, order)) = parts.pop() {
+            interrupts.after(UNITS_PER_BLOCK)?;
             match self.alloc_movable(order) {
                 Some(new) => {
                     self.carve(old, order);
                     self.in_use[new as usize] = self.in_use[old as usize].take();
-                    moves.push(Move { old, new, order });
+                    push(moves, Move { old, new, order })?;
                     let old = old - self.base;
                     self.area.free(old, order);
                     let end = old + (1 << order);
                     // A half of a block that was split may lie outside as a whole.
                     let left = window.start.clamp(old, end)..window.end.clamp(old, end);
-                    isolated.extend(self.area.isolate(left));
+                    self.area.isolate(left, isolated, interrupts)?;
                 }
-                None if order == 0 => return Err(Busy),
+                None if order == 0 => return Ok(false),
                 None => {
                     let half = order - 1;
-                    parts.extend([(old + (1 << half), half), (old, half)]);
+                    extend(&mut parts, [(old + (1 << half), half), (old, half)])?;
                 }
             }
         }
-        Ok(())
+        Ok(true)
     }
 
     /// Makes the 2^`order` pages from `page` on a live block of their own, if they are not.
@@ -230,17 +270,17 @@ impl Cma {
         self.in_use[page as usize].as_mut().expect("only live blocks are pinned").pinned = pinned;
     }
 
-    fn corrupt(what: String) -> CheckError {
-        CheckError { allocator: ALLOCATOR, what }
+    fn corrupt(what: std::fmt::Arguments<'_>) -> CheckError {
+        CheckError::corrupt(ALLOCATOR, what)
     }
 }
 
 impl PageAllocator for Cma {
-    fn alloc(&mut self, order: u32) -> Option<u32> {
+    fn alloc(&mut self, order: u32) -> Result<Option<u32>, OutOfMemory> {
         self.alloc_as(order, false)
     }
 
-    fn alloc_as(&mut self, order: u32, movable: bool) -> Option<u32> {
+    fn alloc_as(&mut self, order: u32, movable: bool) -> Result<Option<u32>, OutOfMemory> {
         let page = if movable { self.alloc_movable(order) } else { self.rest.alloc(order) };
         match page {
             Some(page) => {
@@ -249,59 +289,66 @@ impl PageAllocator for Cma {
             }
             None => self.failures_beside_area += u64::from(self.area.has_block(order)),
         }
-        page
+        Ok(page)
     }
 
-    fn free(&mut self, page: u32, order: u32) {
+    fn free(&mut self, page: u32, order: u32) -> Result<(), OutOfMemory> {
         let block = self.in_use[page as usize].take().expect("only live blocks are freed");
         assert_eq!(u32::from(block.order), order, "free of page {page}");
         self.give_back(page, order);
+        Ok(())
     }
 
-    fn free_piece(&mut self, page: u32, order: u32) {
+    fn free_piece(&mut self, page: u32, order: u32) -> Result<(), OutOfMemory> {
         self.carve(page, order);
-        self.free(page, order);
+        self.free(page, order)
     }
 
     fn pages(&self) -> u64 {
         self.rest.pages() + self.area.pages()
     }
 
-    fn free_extents(&mut self) -> Vec<Extent> {
+    fn free_extents(&mut self, interrupts: &mut Interrupts<'_>) -> Result<Vec<Extent>, Stop> {
         let base = u64::from(self.base);
-        let area = self.area.free_extents().into_iter();
+        let rest = self.rest.free_extents(interrupts)?.into_iter();
+        let area = self.area.free_extents(interrupts)?.into_iter();
         let area = area.map(|extent| Extent { start: base + extent.start, ..extent });
-        coalesce(self.rest.free_extents().into_iter().chain(area))
+        coalesce(rest.chain(area), interrupts)
     }
 
     fn metadata_bytes(&self) -> u64 {
         self.rest.metadata_bytes() + self.area.metadata_bytes()
     }
 
-    fn check(&self) -> Result<(), CheckError> {
-        self.rest.check()?;
-        self.area.check()?;
+    fn check(&self, interrupts: &mut Interrupts<'_>) -> Result<(), CheckError> {
+        self.rest.check(interrupts)?;
+        self.area.check(interrupts)?;
         let mut live = 0;
         let mut end = 0;
         for (page, block) in self.in_use.iter().enumerate() {
+            interrupts.after(1)?;
             let Some(block) = block else { continue };
             if page < end {
-                return Err(Self::corrupt(format!("the live block at {page} lies in another")));
+                return Err(Self::corrupt(format_args!(
+                    "the live block at {page} lies in another"
+                )));
             }
             end = page + (1 << block.order);
             live += 1_u64 << block.order;
             let Some(in_area) = page.checked_sub(self.base as usize) else { continue };
             if !block.movable {
-                return Err(Self::corrupt(format!("page {page} of the area is not movable")));
+                return Err(Self::corrupt(format_args!("page {page} of the area is not movable")));
             }
             if self.handed_out[in_area..end - self.base as usize].contains(&true) {
-                return Err(Self::corrupt(format!("the live block at {page} is part of a run")));
+                return Err(Self::corrupt(format_args!(
+                    "the live block at {page} is part of a run"
+                )));
             }
         }
         let handed_out = self.handed_out.iter().filter(|&&taken| taken).count() as u64;
         let free = self.rest.free_pages() + self.area.free_pages();
         if live + handed_out + free != self.pages() {
-            return Err(Self::corrupt(format!(
+            return Err(Self::corrupt(format_args!(
                 "{live} pages live, {handed_out} in runs and {free} free are not all {}",
                 self.pages()
             )));
@@ -311,39 +358,61 @@ impl PageAllocator for Cma {
 }
 
 impl Relocator for Cma {
-    fn pin(&mut self, page: u32) {
+    fn pin(&mut self, page: u32) -> Result<(), OutOfMemory> {
         self.set_pinned(page, true);
+        Ok(())
     }
 
     fn unpin(&mut self, page: u32) {
         self.set_pinned(page, false);
     }
 
-    fn free_part(&mut self, _first: u32, _whole: u32, page: u32, order: u32) {
-        self.free_piece(page, order);
+    fn free_part(
+        &mut self,
+        _first: u32,
+        _whole: u32,
+        page: u32,
+        order: u32,
+    ) -> Result<(), OutOfMemory> {
+        self.free_piece(page, order)
     }
 
-    fn alloc_run(&mut self, pages: u32, align: u32, moves: &mut Vec<Move>) -> Option<u32> {
+    fn alloc_run(
+        &mut self,
+        pages: u32,
+        align: u32,
+        moves: &mut Vec<Move>,
+        interrupts: &mut Interrupts<'_>,
+    ) -> Result<Option<u32>, Stop> {
         let mut from = 0;
         loop {
-            let window = self.next_window(from, pages, align)?;
-            if self.empty(window.clone(), moves).is_ok() {
+            let Some(window) = self.next_window(from, pages, align, interrupts)? else {
+                return Ok(None);
+            };
+            if self.empty(window.clone(), moves, interrupts)? {
                 self.handed_out[window.start as usize..window.end as usize].fill(true);
-                return Some(self.base + window.start);
+                return Ok(Some(self.base + window.start));
             }
             from = u64::from(window.start) + u64::from(align);
         }
     }
 
-    fn free_run(&mut self, page: u32, pages: u32) {
+    fn free_run(
+        &mut self,
+        page: u32,
+        pages: u32,
+        interrupts: &mut Interrupts<'_>,
+    ) -> Result<(), Stop> {
         let start = page - self.base;
         self.handed_out[start as usize..(start + pages) as usize].fill(false);
         for (page, order) in aligned_blocks(start..start + pages) {
             // A run may hold blocks that are larger than the buddy's largest.
             for part in 0..1 << order.saturating_sub(MAX_ORDER) {
+                interrupts.after(1)?;
                 self.area.free(page + (part << MAX_ORDER), order.min(MAX_ORDER));
             }
         }
+        Ok(())
     }
 
     fn reserve(&self) -> Reserve {

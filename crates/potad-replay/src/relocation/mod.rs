@@ -24,6 +24,7 @@ mod potad;
 mod relocator;
 mod report;
 
+use std::ops::Deref;
 use std::sync::Arc;
 
 use ::potad::NoProbe;
@@ -33,9 +34,11 @@ pub use relocator::{Move, Relocator, Reserve, remainder};
 pub use report::{RelocationCurves, RelocationReport, ReserveLoss, RunRequests};
 
 use crate::allocator::PAGES_MAX;
-use crate::engine::{check_memory, check_points, nanoseconds};
+use crate::engine::{check_memory, check_points};
 use crate::error::ReplayError;
+use crate::fallible::{boxed, text};
 use crate::potad_space::{self, PotadSpace};
+use crate::stop::{Interrupts, Stop};
 use crate::trace::{PAGE_BYTES, Trace};
 use pass::RelocationPass;
 
@@ -45,29 +48,32 @@ pub const RELOCATORS: &[&str] = &[potad_space::ALLOCATOR, cma::ALLOCATOR];
 /// The largest power of two of bytes that pages can be numbered in.
 const ALIGN_MAX: u64 = PAGE_BYTES << PAGES_MAX.ilog2();
 
-/// A trace on its way through a relocator.
-pub struct Relocation {
-    trace: Arc<Trace>,
+/// A trace on its way through a relocator. Of no further use after an error, but for
+/// [`ReplayError::NotFinished`].
+pub struct Relocation<T = Arc<Trace>> {
+    trace: T,
     relocator: &'static str,
     title: &'static str,
     requests: RunRequests,
     pass: RelocationPass,
 }
 
-impl Relocation {
+impl<T: Deref<Target = Trace>> Relocation<T> {
     /// Prepares a pass. `relocator` is one of [`RELOCATORS`]; memory and points are as in
     /// [`Settings`](crate::Settings).
     ///
     /// # Errors
     ///
-    /// [`ReplayError`] with the setting that is wrong.
+    /// [`ReplayError`] with the setting that is wrong, or where memory runs out or the caller wants to
+    /// stop.
     pub fn new(
-        trace: Arc<Trace>,
+        trace: T,
         relocator: &str,
         memory_bytes: u64,
         requests: RunRequests,
         points: u64,
-    ) -> Result<Relocation, ReplayError> {
+        interrupts: &mut Interrupts<'_>,
+    ) -> Result<Self, ReplayError> {
         check_memory(memory_bytes)?;
         check_points(points)?;
         check_requests(&requests)?;
@@ -75,18 +81,16 @@ impl Relocation {
         let (relocator, title, made): (_, _, Box<dyn Relocator + Send>) = match relocator {
             potad_space::ALLOCATOR => {
                 let space = PotadSpace::with_probe(pages, NoProbe)?;
-                (potad_space::ALLOCATOR, "potad, moving", Box::new(space))
+                (potad_space::ALLOCATOR, "potad, moving", boxed(space)?)
             }
             cma::ALLOCATOR => {
                 let reserved = (pages as f64 * requests.reserve).round() as u64;
-                (cma::ALLOCATOR, "Linux CMA (restated)", Box::new(Cma::new(pages, reserved)?))
+                let cma = Cma::with_interrupts(pages, reserved, interrupts)?;
+                (cma::ALLOCATOR, "Linux CMA (restated)", boxed(cma)?)
             }
-            _ => {
-                let known = RELOCATORS.join(", ");
-                return Err(ReplayError::UnknownAllocator { name: relocator.to_owned(), known });
-            }
+            _ => return Err(ReplayError::unknown(relocator, RELOCATORS)),
         };
-        let pass = RelocationPass::new(made, &trace, requests, points);
+        let pass = RelocationPass::new(made, &trace, requests, points, interrupts)?;
         Ok(Relocation { trace, relocator, title, requests, pass })
     }
 
@@ -96,24 +100,29 @@ impl Relocation {
     }
 
     /// Does up to so many steps; how many were done, which is 0 only at the end (or for 0).
-    pub fn step(&mut self, steps: u64) -> u64 {
+    ///
+    /// # Errors
+    ///
+    /// [`Stop`] where memory runs out or the caller wants to stop.
+    pub fn step(&mut self, steps: u64, interrupts: &mut Interrupts<'_>) -> Result<u64, Stop> {
         let before = self.pass.at as u64;
         let end = self.total().min(before.saturating_add(steps));
-        self.pass.run(&self.trace, end as usize);
-        end - before
+        self.pass.run(&self.trace, end as usize, interrupts)?;
+        Ok(end - before)
     }
 
     /// The result, after the relocator's own check of all it keeps.
     ///
     /// # Errors
     ///
-    /// [`ReplayError::NotFinished`] before the end, [`ReplayError::Check`] where the check fails.
-    pub fn result(&self) -> Result<RelocationReport, ReplayError> {
+    /// [`ReplayError::NotFinished`] before the end, [`ReplayError::Check`] where the check fails, and
+    /// [`ReplayError::Stopped`] where memory runs out or the caller wants to stop.
+    pub fn result(&self, interrupts: &mut Interrupts<'_>) -> Result<RelocationReport, ReplayError> {
         let (done, total) = (self.pass.at as u64, self.total());
         if done < total {
             return Err(ReplayError::NotFinished { done, total });
         }
-        self.pass.relocator.check()?;
+        self.pass.relocator.check(interrupts)?;
         let RunRequests { size_bytes, align_bytes, interval_events, at_once, pinned, .. } =
             self.requests;
         let (counts, reserve) = (&self.pass.counts, self.pass.relocator.reserve());
@@ -135,13 +144,13 @@ impl Relocation {
             bytes_moved: counts.pages_moved * PAGE_BYTES,
             pages_moved: counts.pages_moved,
             bytes_wasted: counts.pages_wasted * PAGE_BYTES,
-            nanoseconds_per_request: nanoseconds(&self.pass.times),
+            nanoseconds_per_request: self.pass.nanoseconds(interrupts)?,
             reserve: ReserveLoss {
                 bytes: reserve.pages * PAGE_BYTES,
                 free_bytes_mean: (counts.reserve_free_pages * PAGE_BYTES) as f64 / times as f64,
                 failures: reserve.failures,
             },
-            curves: self.pass.curves.clone(),
+            curves: self.pass.curves.copied()?,
         })
     }
 }
@@ -164,7 +173,7 @@ fn check_requests(requests: &RunRequests) -> Result<(), ReplayError> {
     }
     for (name, share) in [("pinned", pinned), ("reserve", reserve)] {
         if !(0.0..=1.0).contains(&share) {
-            return Err(ReplayError::Share { name, share: share.to_string() });
+            return Err(ReplayError::Share { name, share: text(format_args!("{share}")) });
         }
     }
     Ok(())

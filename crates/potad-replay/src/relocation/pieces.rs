@@ -7,6 +7,8 @@
 use std::ops::Range;
 
 use super::relocator::{Move, remainder};
+use crate::fallible::{extend, filled, push};
+use crate::stop::{Interrupts, OutOfMemory, Stop};
 
 /// A live block that is an allocation or a part of one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,6 +45,7 @@ struct Slot {
     pieces: Vec<Piece>,
 }
 
+/// Of no further use after a call that was refused memory.
 pub(crate) struct Pieces {
     slots: Vec<Slot>,
     /// For each page the number of the slot whose piece lies there plus 1, or 0.
@@ -50,23 +53,32 @@ pub(crate) struct Pieces {
 }
 
 impl Pieces {
-    pub fn new(slots: u32, pages: u64) -> Pieces {
-        Pieces { slots: vec![Slot::default(); slots as usize], slot_of: vec![0; pages as usize] }
+    pub fn new(slots: u32, pages: u64, interrupts: &mut Interrupts<'_>) -> Result<Pieces, Stop> {
+        Ok(Pieces {
+            slots: filled(Slot::default(), slots as usize, interrupts)?,
+            slot_of: filled(0, pages as usize, interrupts)?,
+        })
     }
 
     /// A new allocation, in a slot that has none.
-    pub fn put(&mut self, slot: u32, page: u32, order: u32, movable: bool) {
+    pub fn put(
+        &mut self,
+        slot: u32,
+        page: u32,
+        order: u32,
+        movable: bool,
+    ) -> Result<(), OutOfMemory> {
         let piece = Piece { page, order, offset: 0 };
         self.mark(piece, slot + 1);
         let slot = &mut self.slots[slot as usize];
         debug_assert!(slot.pieces.is_empty());
         slot.movable = movable;
-        slot.pieces.push(piece);
+        push(&mut slot.pieces, piece)
     }
 
     /// Takes out the 2^`order` pages from `offset` on of a slot's allocation: of which pieces they
     /// are all or a part. None where the allocation failed.
-    pub fn take(&mut self, slot: u32, offset: u32, order: u32) -> Vec<Freed> {
+    pub fn take(&mut self, slot: u32, offset: u32, order: u32) -> Result<Vec<Freed>, OutOfMemory> {
         let end = offset + (1 << order);
         let pieces = &mut self.slots[slot as usize].pieces;
         let mut freed = Vec::new();
@@ -75,14 +87,14 @@ impl Pieces {
             // Two aligned blocks lie one in the other, or apart.
             let piece_end = piece.offset + (1 << piece.order);
             if (offset..end).contains(&piece.offset) && piece_end <= end {
-                freed.push(Freed::Whole(piece));
+                push(&mut freed, Freed::Whole(piece))?;
             } else if (piece.offset..piece_end).contains(&offset) {
                 let part = piece.part(piece.page + (offset - piece.offset), order);
                 let rest = remainder(piece.page, piece.order, part.page, order);
-                left.extend(rest.map(|(page, order)| piece.part(page, order)));
-                freed.push(Freed::Part(piece, part));
+                extend(&mut left, rest.map(|(page, order)| piece.part(page, order)))?;
+                push(&mut freed, Freed::Part(piece, part))?;
             } else {
-                left.push(piece);
+                push(&mut left, piece)?;
             }
         }
         *pieces = left;
@@ -90,11 +102,11 @@ impl Pieces {
             let (Freed::Whole(gone) | Freed::Part(_, gone)) = freed;
             self.mark(gone, 0);
         }
-        freed
+        Ok(freed)
     }
 
     /// A piece, or a part of one, was moved.
-    pub fn moved(&mut self, Move { old, new, order }: Move) {
+    pub fn moved(&mut self, Move { old, new, order }: Move) -> Result<(), OutOfMemory> {
         let slot = self.slot_of[old as usize].checked_sub(1).expect("only what is live is moved");
         let pieces = &mut self.slots[slot as usize].pieces;
         let place = pieces
@@ -103,11 +115,12 @@ impl Pieces {
             .expect("the table names the slot of a piece");
         let piece = pieces.swap_remove(place);
         let rest = remainder(piece.page, piece.order, old, order);
-        pieces.extend(rest.map(|(page, order)| piece.part(page, order)));
+        extend(pieces, rest.map(|(page, order)| piece.part(page, order)))?;
         let gone = piece.part(old, order);
-        pieces.push(Piece { page: new, ..gone });
+        push(pieces, Piece { page: new, ..gone })?;
         self.mark(gone, 0);
         self.mark(Piece { page: new, ..gone }, slot + 1);
+        Ok(())
     }
 
     /// The piece that a page lies in, its slot, and whether it is movable.
@@ -154,8 +167,8 @@ mod tests {
         /// Against a map from each page of the allocation to where it lies.
         #[test]
         fn as_a_map_of_single_pages(actions in actions()) {
-            let mut pieces = Pieces::new(3, 4096);
-            pieces.put(1, 16, 4, true);
+            let mut pieces = Pieces::new(3, 4096, &mut Interrupts::none()).unwrap();
+            pieces.put(1, 16, 4, true).unwrap();
             let mut place: BTreeMap<u32, u32> = (0..16).map(|offset| (offset, 16 + offset)).collect();
             // Never used before: so where a block moves to is always free.
             let mut next = 32;
@@ -166,7 +179,7 @@ mod tests {
                         let expected: Vec<u32> =
                             (offset..offset + (1 << order)).filter_map(|o| place.remove(&o)).collect();
                         let mut freed: Vec<u32> = Vec::new();
-                        for part in pieces.take(1, offset, order) {
+                        for part in pieces.take(1, offset, order).unwrap() {
                             match part {
                                 Freed::Whole(piece) => freed.extend(piece.pages()),
                                 Freed::Part(piece, part) => {
@@ -188,7 +201,7 @@ mod tests {
                         let order = order.min(piece.order);
                         let old = old & !((1 << order) - 1);
                         next = u32::next_multiple_of(next, 1 << order);
-                        pieces.moved(Move { old, new: next, order });
+                        pieces.moved(Move { old, new: next, order }).unwrap();
                         for page in place.values_mut() {
                             if (old..old + (1 << order)).contains(page) {
                                 *page = next + (*page - old);

@@ -7,8 +7,12 @@
 //! a matter of counting: from the largest order down, what is needed is taken from what is free
 //! of that order, and each block left over is two of the next.
 
+use std::ops::Range;
+
 use super::pieces::Pieces;
+use crate::fallible::with_room;
 use crate::figures::{BlockCounts, Extent, FIGURE_ORDERS};
+use crate::stop::{Interrupts, Stop};
 
 /// Whether some window of `pages` at a multiple of `align` can be emptied. `free` is all free memory;
 /// `stays` names the slots whose allocations are pinned.
@@ -19,44 +23,63 @@ pub(crate) fn can_be_emptied(
     memory_pages: u64,
     pages: u32,
     align: u32,
-) -> bool {
+    interrupts: &mut Interrupts<'_>,
+) -> Result<bool, Stop> {
     // For each page, how many before it must stay: all but what is free or may be moved.
-    let mut stays_before = vec![0_u32];
+    let mut stays_before = with_room(memory_pages as usize + 1)?;
+    let mut before = 0_u32;
+    stays_before.push(before);
     let mut extents = free.iter().peekable();
     for page in 0..memory_pages as u32 {
+        interrupts.after(1)?;
         let at = u64::from(page);
         while extents.next_if(|extent| extent.end() <= at).is_some() {}
         let is_free = extents.peek().is_some_and(|extent| extent.start <= at);
         let may_go = pieces.over(page).is_some_and(|(slot, _, movable)| movable && !stays(slot));
-        stays_before.push(stays_before[page as usize] + u32::from(!is_free && !may_go));
+        before += u32::from(!is_free && !may_go);
+        stays_before.push(before);
     }
-    (0..=memory_pages.saturating_sub(pages.into()))
-        .step_by(align as usize)
-        .filter(|start| start + u64::from(pages) <= memory_pages)
-        .map(|start| start as u32..start as u32 + pages)
-        .filter(|window| stays_before[window.start as usize] == stays_before[window.end as usize])
-        .any(|window| {
-            let (mut needed, mut homes) = (BlockCounts::default(), BlockCounts::default());
-            let mut page = window.start;
-            while page < window.end {
-                page = match pieces.over(page) {
-                    Some((_, victim, _)) => {
-                        needed.0[victim.order as usize] += 1;
-                        victim.pages().end
-                    }
-                    None => page + 1,
-                };
+    for start in (0..=memory_pages.saturating_sub(pages.into())).step_by(align as usize) {
+        interrupts.after(1)?;
+        let end = start + u64::from(pages);
+        if end <= memory_pages
+            && stays_before[start as usize] == stays_before[end as usize]
+            && has_homes(pieces, free, start as u32..end as u32, interrupts)?
+        {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+/// Whether all blocks that touch a window have homes in what is free outside it.
+fn has_homes(
+    pieces: &Pieces,
+    free: &[Extent],
+    window: Range<u32>,
+    interrupts: &mut Interrupts<'_>,
+) -> Result<bool, Stop> {
+    let (mut needed, mut homes) = (BlockCounts::default(), BlockCounts::default());
+    let mut page = window.start;
+    while page < window.end {
+        interrupts.after(1)?;
+        page = match pieces.over(page) {
+            Some((_, victim, _)) => {
+                needed.0[victim.order as usize] += 1;
+                victim.pages().end
             }
-            let (start, end) = (u64::from(window.start), u64::from(window.end));
-            for &extent in free {
-                let below = extent.end().min(start).saturating_sub(extent.start);
-                homes.add_extent(Extent { start: extent.start, pages: below });
-                let above = extent.start.max(end);
-                homes
-                    .add_extent(Extent { start: above, pages: extent.end().saturating_sub(above) });
-            }
-            have_homes(&needed, &homes)
-        })
+            None => page + 1,
+        };
+    }
+    let (start, end) = (u64::from(window.start), u64::from(window.end));
+    for &extent in free {
+        interrupts.after(1)?;
+        let below = extent.end().min(start).saturating_sub(extent.start);
+        homes.add_extent(Extent { start: extent.start, pages: below });
+        let above = extent.start.max(end);
+        homes.add_extent(Extent { start: above, pages: extent.end().saturating_sub(above) });
+    }
+    Ok(have_homes(&needed, &homes))
 }
 
 /// Whether blocks find places in other blocks, all at once.
@@ -120,28 +143,30 @@ mod tests {
             pinned in prop::collection::vec(any::<bool>(), 64),
         ) {
             let mut space = PotadSpace::with_probe(memory.into(), potad::NoProbe).unwrap();
-            let mut pieces = Pieces::new(64, memory.into());
+            let go_on = &mut Interrupts::none();
+            let mut pieces = Pieces::new(64, memory.into(), go_on).unwrap();
             let mut live = [None; 64];
             for (what, which, how) in steps {
                 let slot = which % 64;
                 match (what, live[slot as usize]) {
                     (0..=3, None) => {
                         let (order, movable) = (how % 5, how % 7 != 0);
-                        if let Some(page) = space.alloc_as(order, movable) {
-                            pieces.put(slot, page, order, movable);
+                        if let Some(page) = space.alloc_as(order, movable).unwrap() {
+                            pieces.put(slot, page, order, movable).unwrap();
                             live[slot as usize] = Some(order);
                         }
                     }
                     (0..=5, Some(order)) => {
                         let part = order.saturating_sub(how % 3);
                         let offset = ((how >> 8) % (1 << (order - part))) << part;
-                        for freed in pieces.take(slot, offset, part) {
+                        for freed in pieces.take(slot, offset, part).unwrap() {
                             match freed {
                                 Freed::Whole(piece) => space.free(piece.page, piece.order),
                                 Freed::Part(of, part) => {
-                                    space.free_part(of.page, of.order, part.page, part.order);
+                                    space.free_part(of.page, of.order, part.page, part.order)
                                 }
                             }
+                            .unwrap();
                         }
                         if part == order {
                             live[slot as usize] = None;
@@ -152,22 +177,23 @@ mod tests {
                         let stays = |slot: u32| pinned[slot as usize] && what == 6;
                         let all: Vec<_> =
                             pieces.movable().filter(|&(slot, _)| stays(slot)).collect();
-                        all.iter().for_each(|(_, piece)| space.pin(piece.page));
-                        let free = space.free_extents();
+                        all.iter().for_each(|(_, piece)| space.pin(piece.page).unwrap());
+                        let free = space.free_extents(go_on).unwrap();
                         let possible =
-                            can_be_emptied(&pieces, &free, stays, memory.into(), pages, align);
+                            can_be_emptied(&pieces, &free, stays, memory.into(), pages, align, go_on)
+                                .unwrap();
                         let mut moves = Vec::new();
-                        let run = space.alloc_run(pages, align, &mut moves);
+                        let run = space.alloc_run(pages, align, &mut moves, go_on).unwrap();
                         prop_assert_eq!(run.is_some(), possible);
                         all.iter().for_each(|(_, piece)| space.unpin(piece.page));
-                        moves.into_iter().for_each(|made| pieces.moved(made));
+                        moves.into_iter().for_each(|made| pieces.moved(made).unwrap());
                         if let Some(run) = run.filter(|_| how & 1 << 16 != 0) {
-                            space.free_run(run, pages);
+                            space.free_run(run, pages, go_on).unwrap();
                         }
                     }
                     _ => {}
                 }
-                prop_assert_eq!(space.check(), Ok(()));
+                prop_assert_eq!(space.check(go_on), Ok(()));
                 for (_, piece) in pieces.movable() {
                     let found = space.space.lookup(u64::from(piece.page) * 4096).unwrap();
                     prop_assert_eq!(

@@ -2,6 +2,7 @@
 
 use crate::allocator::PageAllocator;
 use crate::figures::aligned_blocks;
+use crate::stop::{Interrupts, OutOfMemory, Stop};
 
 /// A live block that was moved, or a naturally aligned part of one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,22 +39,48 @@ pub struct Reserve {
 /// part of it is freed or moved.
 pub trait Relocator: PageAllocator {
     /// Keeps the live block that starts at `page` from being moved.
-    fn pin(&mut self, page: u32);
+    ///
+    /// # Errors
+    ///
+    /// [`OutOfMemory`] where there is no memory for metadata; also for `free_part`.
+    fn pin(&mut self, page: u32) -> Result<(), OutOfMemory>;
 
     /// Lets it be moved again.
     fn unpin(&mut self, page: u32);
 
     /// Frees the 2^`order` pages from `page` on inside the live block of 2^`whole` pages that starts
     /// at `first`. What is left of that are the blocks [`remainder`] names.
-    fn free_part(&mut self, first: u32, whole: u32, page: u32, order: u32);
+    fn free_part(
+        &mut self,
+        first: u32,
+        whole: u32,
+        page: u32,
+        order: u32,
+    ) -> Result<(), OutOfMemory>;
 
     /// Allocates a run of so many pages at a multiple of `align`, a power of two, moving movable
     /// blocks that are not pinned out of its way. What was moved is added to `moves`, in order, also
     /// where there is no run in the end.
-    fn alloc_run(&mut self, pages: u32, align: u32, moves: &mut Vec<Move>) -> Option<u32>;
+    ///
+    /// # Errors
+    ///
+    /// [`Stop`] where memory runs out or the caller wants to stop. The relocator is of no further use
+    /// then. Also for `free_run`.
+    fn alloc_run(
+        &mut self,
+        pages: u32,
+        align: u32,
+        moves: &mut Vec<Move>,
+        interrupts: &mut Interrupts<'_>,
+    ) -> Result<Option<u32>, Stop>;
 
     /// Frees a run.
-    fn free_run(&mut self, page: u32, pages: u32);
+    fn free_run(
+        &mut self,
+        page: u32,
+        pages: u32,
+        interrupts: &mut Interrupts<'_>,
+    ) -> Result<(), Stop>;
 
     /// What is kept for runs; nothing by default.
     fn reserve(&self) -> Reserve {

@@ -2,7 +2,9 @@
 
 use serde::Serialize;
 
+use crate::fallible::{copied, json, with_room};
 use crate::report::Nanoseconds;
+use crate::stop::OutOfMemory;
 use crate::trace::PAGE_BYTES;
 
 /// Which runs are asked for, and how often.
@@ -77,9 +79,12 @@ pub struct RelocationReport {
 
 impl RelocationReport {
     /// The report as one JSON object.
-    pub fn to_json(&self) -> String {
-        // Fails only for keys that are no text or number and for writers that fail: neither is here.
-        serde_json::to_string(self).expect("a report is plain data")
+    ///
+    /// # Errors
+    ///
+    /// [`OutOfMemory`] where there is no memory for it.
+    pub fn to_json(&self) -> Result<String, OutOfMemory> {
+        json(self)
     }
 }
 
@@ -105,4 +110,25 @@ pub struct RelocationCurves {
     pub granted: Vec<u64>,
     /// Moved for them so far.
     pub bytes_moved: Vec<u64>,
+}
+
+impl RelocationCurves {
+    /// None yet, with room for so many samples.
+    pub(crate) fn with_room(samples: usize) -> Result<RelocationCurves, OutOfMemory> {
+        Ok(RelocationCurves {
+            event: with_room(samples)?,
+            seconds: with_room(samples)?,
+            granted: with_room(samples)?,
+            bytes_moved: with_room(samples)?,
+        })
+    }
+
+    pub(crate) fn copied(&self) -> Result<RelocationCurves, OutOfMemory> {
+        Ok(RelocationCurves {
+            event: copied(&self.event)?,
+            seconds: copied(&self.seconds)?,
+            granted: copied(&self.granted)?,
+            bytes_moved: copied(&self.bytes_moved)?,
+        })
+    }
 }

@@ -3,7 +3,7 @@
 use buddy_system_allocator::FrameAllocator;
 use offset_allocator::{Allocation, Allocator};
 use potad::Space;
-use potad_replay::LinuxBuddy;
+use potad_replay::{Interrupts, LinuxBuddy};
 
 /// 2^12: what a page is, and what shifts an address to a granule.
 const GRANULE: u64 = 4096;
@@ -58,7 +58,7 @@ impl Peer for Linux {
     fn new(granules: u32) -> Self {
         let mut buddy = LinuxBuddy::new(granules as u64).expect("page structures");
         // A running kernel's page structures have been touched before.
-        buddy.populate();
+        buddy.populate(&mut Interrupts::none()).expect("it is not interrupted");
         Linux(buddy)
     }
 

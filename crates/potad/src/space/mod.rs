@@ -181,6 +181,11 @@ impl<P: Probe> Space<P> {
         }
     }
 
+    /// The probe.
+    pub fn probe(&self) -> &P {
+        &self.tree.pool.probe
+    }
+
     /// The granule, in address units.
     pub fn granule(&self) -> u64 {
         1 << self.shift
