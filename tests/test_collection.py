@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import random
 import sys
 import threading
@@ -302,3 +303,31 @@ def test_arenas_keep_the_kinds_of_their_own() -> None:
     assert found.kind is not None
     assert found.kind.name == "numpy"
     arena.space.check()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_the_collector_sees_a_space_in_a_child_of_a_fork() -> None:
+    """Also one that a thread was using, which the child does not have."""
+    space = scattered(1 << 12)
+    owner = Owner()
+    space.alloc(GRANULE, owner=owner)
+    assert owner in gc.get_referents(space)
+    stop = threading.Event()
+
+    def work() -> None:
+        while not stop.is_set():
+            search(space)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    try:
+        for _ in range(5):
+            time.sleep(0.01)
+            child = os.fork()
+            if child == 0:
+                os._exit(0 if owner in gc.get_referents(space) else 1)
+            assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    finally:
+        stop.set()
+        thread.join()
