@@ -1,4 +1,4 @@
-//! Python's integers as addresses and sizes, and back.
+//! Python's integers as addresses and sizes.
 //!
 //! An argument may be anything with `__index__`: `int`, its subclasses (so `bool` as well), NumPy
 //! integers. Floats have none, not even whole ones. Every error names the argument and its value.
@@ -9,12 +9,17 @@
 //! Converting may run Python code (`__index__`, `__getitem__`), so it is over before a space is
 //! locked.
 
+use std::fmt::{self, Display};
+
 use pyo3::exceptions::{PyOverflowError, PyTypeError, PyValueError};
 use pyo3::ffi;
+use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::types::{PyInt, PyString, PyTuple};
 
 use potad::{Fit, Window};
+
+use crate::errors::raise;
 
 /// An argument that has a default but no meaning for `None`, so that `None` is not taken for the
 /// default as it would be with `Option`.
@@ -35,7 +40,7 @@ impl<'py> FromPyObject<'_, 'py> for Given<'py> {
 
 impl<'py> Given<'py> {
     /// The address, or another number below 2^64, that was given, if any.
-    pub fn address(&self, name: &str) -> PyResult<Option<u64>> {
+    pub fn address(&self, name: &'static str) -> PyResult<Option<u64>> {
         self.0.as_ref().map(|object| address(name, object)).transpose()
     }
 
@@ -47,43 +52,50 @@ impl<'py> Given<'py> {
     /// Which of several possible runs to take.
     pub fn fit(&self) -> PyResult<Fit> {
         let Some(object) = &self.0 else { return Ok(Fit::default()) };
-        let message = || format!("fit must be 'aligned' or 'first', not {}", describe(object));
+        let (py, value) = (object.py(), describe(object));
         let Ok(word) = object.cast::<PyString>() else {
-            return Err(PyTypeError::new_err(message()));
+            return Err(raise::<PyTypeError>(
+                py,
+                format_args!("fit must be 'aligned' or 'first', not {value}"),
+            ));
         };
         match word.to_str() {
             Ok("aligned") => Ok(Fit::Aligned),
             Ok("first") => Ok(Fit::First),
-            _ => Err(PyValueError::new_err(message())),
+            _ => Err(raise::<PyValueError>(
+                py,
+                format_args!("fit must be 'aligned' or 'first', not {value}"),
+            )),
         }
     }
 }
 
 /// An address, or another number from 0 to 2^64 - 1.
 #[inline(always)]
-pub fn address(name: &str, object: &Bound<'_, PyAny>) -> PyResult<u64> {
+pub fn address(name: impl Display, object: &Bound<'_, PyAny>) -> PyResult<u64> {
     match small(object) {
         Some(value) => Ok(value),
-        None => match large(name, object)? {
+        None => match large(&name, object)? {
             value if value < ADDRESS_END => Ok(value as u64),
-            value => Err(too_large(name, "below 2**64", &value.to_string())),
+            value => Err(too_large(object.py(), &name, "below 2**64", value)),
         },
     }
 }
 
 /// A size: from 0 to 2^64. That 0 is no size for most purposes is for the core to say.
 #[inline(always)]
-pub fn size(name: &str, object: &Bound<'_, PyAny>) -> PyResult<u128> {
+pub fn size(name: &'static str, object: &Bound<'_, PyAny>) -> PyResult<u128> {
     match small(object) {
         Some(value) => Ok(value as u128),
-        None => large(name, object),
+        None => large(&name, object),
     }
 }
 
 /// True or False.
 pub fn flag(name: &str, object: &Bound<'_, PyAny>) -> PyResult<bool> {
     object.extract().map_err(|_| {
-        PyTypeError::new_err(format!("{name} must be True or False, not {}", describe(object)))
+        let value = describe(object);
+        raise::<PyTypeError>(object.py(), format_args!("{name} must be True or False, not {value}"))
     })
 }
 
@@ -92,17 +104,22 @@ pub fn window(within: Option<&Bound<'_, PyAny>>) -> PyResult<Window> {
     let Some(within) = within else { return Ok(None) };
     let Ok((low, high)) = pair(within) else {
         let value = describe(within);
-        let message = format!("within must be a tuple (low, high) of integers, not {value}");
-        return Err(PyTypeError::new_err(message));
+        return Err(raise::<PyTypeError>(
+            within.py(),
+            format_args!("within must be a tuple (low, high) of integers, not {value}"),
+        ));
     };
     let (low, high) = (size("within[0]", &low)?, size("within[1]", &high)?);
     match u64::try_from(low) {
         Ok(low) => Ok(Some((low, high))),
         // Nothing is at or beyond 2^64: the window that is empty up there.
         Err(_) if high == low => Ok(Some((u64::MAX, u64::MAX as u128))),
-        Err(_) => Err(PyValueError::new_err(format!(
-            "within must be (low, high) with low <= high <= 2**64, not ({low}, {high})"
-        ))),
+        Err(_) => Err(raise::<PyValueError>(
+            within.py(),
+            format_args!(
+                "within must be (low, high) with low <= high <= 2**64, not ({low}, {high})"
+            ),
+        )),
     }
 }
 
@@ -117,16 +134,6 @@ fn pair<'py>(sequence: &Bound<'py, PyAny>) -> PyResult<Pair<'py>> {
         return Err(PyValueError::new_err("not of length 2"));
     }
     Ok((sequence.get_item(0)?, sequence.get_item(1)?))
-}
-
-/// A size or another number up to 2^64 as a Python integer.
-#[inline]
-pub fn integer(py: Python<'_>, value: u128) -> Bound<'_, PyInt> {
-    let Ok(object) = match u64::try_from(value) {
-        Ok(value) => value.into_pyobject(py),
-        Err(_) => value.into_pyobject(py),
-    };
-    object
 }
 
 const ADDRESS_END: u128 = 1 << 64;
@@ -149,35 +156,47 @@ pub fn small(object: &Bound<'_, PyAny>) -> Option<u64> {
     }
 }
 
+/// An integer from 0 to 2^128 - 1, if it is one.
+fn number(integer: &Bound<'_, PyAny>) -> PyResult<Option<u128>> {
+    match integer.extract() {
+        Ok(number) => Ok(Some(number)),
+        Err(error) if error.is_instance_of::<PyOverflowError>(integer.py()) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
 /// Any integer from 0 to 2^64.
 #[cold]
-fn large(name: &str, object: &Bound<'_, PyAny>) -> PyResult<u128> {
+fn large(name: &dyn Display, object: &Bound<'_, PyAny>) -> PyResult<u128> {
     let integer = index(name, object)?;
-    if let Ok(value) = integer.extract::<u128>() {
-        if value <= ADDRESS_END {
-            return Ok(value);
+    let value = describe(&integer);
+    if let Some(number) = number(&integer)? {
+        if number <= ADDRESS_END {
+            return Ok(number);
         }
     } else if integer.lt(0)? {
-        let value = describe(&integer);
-        return Err(PyValueError::new_err(format!("{name} must be at least 0, not {value}")));
+        return Err(raise::<PyValueError>(
+            object.py(),
+            format_args!("{name} must be at least 0, not {value}"),
+        ));
     }
-    Err(too_large(name, "at most 2**64", &describe(&integer)))
+    Err(too_large(object.py(), name, "at most 2**64", value))
 }
 
 /// An address, or `None` for an integer that cannot be one: for calls that only ask about it.
-pub fn address_if_any(name: &str, object: &Bound<'_, PyAny>) -> PyResult<Option<u64>> {
+pub fn address_if_any(name: &'static str, object: &Bound<'_, PyAny>) -> PyResult<Option<u64>> {
     match small(object) {
         Some(value) => Ok(Some(value)),
-        None => Ok(index(name, object)?.extract().ok()),
+        None => Ok(number(&index(&name, object)?)?.and_then(|number| number.try_into().ok())),
     }
 }
 
-fn too_large(name: &str, limit: &str, value: &str) -> PyErr {
-    PyOverflowError::new_err(format!("{name} must be {limit}, not {value}"))
+fn too_large(py: Python<'_>, name: &dyn Display, limit: &str, value: impl Display) -> PyErr {
+    raise::<PyOverflowError>(py, format_args!("{name} must be {limit}, not {value}"))
 }
 
 /// The integer that an object stands for.
-fn index<'py>(name: &str, object: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyAny>> {
+fn index<'py>(name: &dyn Display, object: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyAny>> {
     let py = object.py();
     // SAFETY: the object is alive and the interpreter attached; what comes back is a new reference
     // or null with an exception set.
@@ -188,7 +207,8 @@ fn index<'py>(name: &str, object: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyA
             return error;
         }
         let value = describe(object);
-        let wrong = PyTypeError::new_err(format!("{name} must be an integer, not {value}"));
+        let wrong =
+            raise::<PyTypeError>(py, format_args!("{name} must be an integer, not {value}"));
         wrong.set_cause(py, Some(error));
         wrong
     })
@@ -199,25 +219,35 @@ fn index<'py>(name: &str, object: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyA
 const DECIMAL_BITS_MAX: u64 = 256;
 
 /// A value as an error message shows it: shortened, and with its type where that is not obvious.
-#[cold]
-pub fn describe(object: &Bound<'_, PyAny>) -> String {
-    let py = object.py();
-    if object.is_none() {
-        return "None".into();
-    }
-    if object.is_exact_instance_of::<PyInt>()
-        && let Ok(bits) = object.call_method0("bit_length").and_then(|bits| bits.extract::<u64>())
-    {
-        return if bits > DECIMAL_BITS_MAX {
-            format!("a number of {bits} bits")
-        } else {
-            object.to_string()
-        };
-    }
-    let kind = object.get_type().name().map_or_else(|_| "?".into(), |name| name.to_string());
-    let shown = py.import("reprlib").and_then(|module| module.call_method1("repr", (object,)));
-    match shown.and_then(|text| text.extract::<String>()) {
-        Ok(text) => format!("{text} ({kind})"),
-        Err(_) => format!("a value of type {kind}"),
+pub fn describe<'a, 'py>(object: &'a Bound<'py, PyAny>) -> Shown<'a, 'py> {
+    Shown(object)
+}
+
+pub struct Shown<'a, 'py>(&'a Bound<'py, PyAny>);
+
+impl Display for Shown<'_, '_> {
+    fn fmt(&self, to: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (py, object) = (self.0.py(), self.0);
+        if object.is_none() {
+            return to.write_str("None");
+        }
+        if object.is_exact_instance_of::<PyInt>()
+            && let Ok(bits) = object.call_method0(intern!(py, "bit_length"))
+            && let Ok(bits) = bits.extract::<u64>()
+        {
+            return match bits > DECIMAL_BITS_MAX {
+                true => write!(to, "a number of {bits} bits"),
+                false => write!(to, "{object}"),
+            };
+        }
+        let kind = object.get_type().name();
+        let kind = kind.as_ref().ok().and_then(|kind| kind.to_str().ok()).unwrap_or("?");
+        let shown = py.import(intern!(py, "reprlib"));
+        let shown = shown.and_then(|it| it.call_method1(intern!(py, "repr"), (object,)));
+        let shown = shown.and_then(|shown| Ok(shown.cast_into::<PyString>()?));
+        match shown.as_ref().ok().and_then(|shown| shown.to_str().ok()) {
+            Some(text) => write!(to, "{text} ({kind})"),
+            None => write!(to, "a value of type {kind}"),
+        }
     }
 }

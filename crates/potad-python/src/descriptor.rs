@@ -1,21 +1,22 @@
 //! What a space tells about an allocation, and the walk over all of them.
 
 use std::hash::{DefaultHasher, Hash, Hasher};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Mutex, PoisonError};
 
 use pyo3::prelude::*;
-use pyo3::types::PyInt;
+use pyo3::types::{PyInt, PyString};
 use pyo3::{PyTraverseError, PyVisit};
 
 use potad::Error;
 
-use crate::convert::integer;
+use crate::counted::Counted;
 use crate::kind::Kind;
 use crate::lock::Shared;
+use crate::objects::{integer, joined, string};
 use crate::record::{Look, view};
 use crate::space::Space;
 use crate::state::State;
-use crate::trash::drop_all;
+use crate::trash::drop_object;
 
 /// What is known about one allocation: a snapshot, which does not follow later changes, but for the
 /// record, which is the allocation's own.
@@ -40,12 +41,12 @@ pub struct Descriptor {
     pins: u32,
     retiring: bool,
     held: bool,
-    look: Option<Arc<Look>>,
+    look: Option<Counted<Look>>,
 }
 
 impl Drop for Descriptor {
     fn drop(&mut self) {
-        drop_all(self.owner.take().into_iter().collect());
+        self.owner.take().into_iter().for_each(drop_object);
     }
 }
 
@@ -64,8 +65,8 @@ impl Descriptor {
         let (known, retiring) = state.known(start, size);
         let (kind, owner) = state.objects(py, known.label);
         let has_record = kind.as_ref().is_some_and(|kind| kind.get().record_size != 0);
-        let record = if has_record { state.look(start)? } else { None };
-        let look = record.map(|record| Look::new(shared, record));
+        // Nothing fails after this: to drop a look takes the space's lock.
+        let look = if has_record { Look::new(shared, state, start)? } else { None };
         Ok(Descriptor {
             start,
             size,
@@ -90,13 +91,13 @@ impl Descriptor {
 impl Descriptor {
     /// The allocation's first address.
     #[getter]
-    fn start(&self) -> u64 {
-        self.start
+    fn start<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyInt>> {
+        integer(py, self.start.into())
     }
 
     /// Its size in address units.
     #[getter]
-    fn size<'py>(&self, py: Python<'py>) -> Bound<'py, PyInt> {
+    fn size<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyInt>> {
         integer(py, self.size)
     }
 
@@ -114,19 +115,20 @@ impl Descriptor {
 
     /// How often it was pinned.
     #[getter]
-    fn pins(&self) -> u32 {
-        self.pins
+    fn pins<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyInt>> {
+        integer(py, self.pins.into())
     }
 
     /// "live", or "retiring" if some of it is retired and goes out of service when it is freed, or "held"
     /// if it is no allocation of a caller's, but kept by the space while others are moved.
     #[getter]
-    fn state(&self) -> &'static str {
-        match (self.held, self.retiring) {
+    fn state<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyString>> {
+        let state = match (self.held, self.retiring) {
             (true, _) => "held",
             (_, true) => "retiring",
             _ => "live",
-        }
+        };
+        string(py, state)
     }
 
     /// Its record: a NumPy array that can be written, in place and without a copy, of no dimensions but
@@ -156,18 +158,19 @@ impl Descriptor {
         hasher.finish()
     }
 
-    fn __repr__(&self, py: Python<'_>) -> PyResult<String> {
-        let mut text = format!("Descriptor(start={:#x}, size={}", self.start, self.size);
+    fn __repr__<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyString>> {
+        let (start, size) = (self.start, self.size);
+        let mut text = string(py, format_args!("Descriptor(start={start:#x}, size={size}"))?;
         if let Some(kind) = &self.kind {
-            text += &format!(", kind={}", kind.bind(py).repr()?);
+            text = joined(joined(text, string(py, ", kind=")?)?, kind.bind(py).repr()?)?;
         }
         if let Some(owner) = &self.owner {
-            text += &format!(", owner={}", owner.bind(py).repr()?);
+            text = joined(joined(text, string(py, ", owner=")?)?, owner.bind(py).repr()?)?;
         }
         if self.pins != 0 {
-            text += &format!(", pins={}", self.pins);
+            text = joined(text, string(py, format_args!(", pins={}", self.pins))?)?;
         }
-        Ok(text + ")")
+        joined(text, string(py, ")")?)
     }
 
     fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
@@ -205,10 +208,12 @@ impl SpaceIterator {
         shared.attached(py, |state| {
             let mut from = self.from.lock().unwrap_or_else(PoisonError::into_inner);
             let found = from.and_then(|from| state.next_allocation(from));
-            *from = found.and_then(|found| u64::try_from(found.start as u128 + found.size).ok());
+            let next = found.and_then(|found| u64::try_from(found.start as u128 + found.size).ok());
             let found =
                 found.map(|found| Descriptor::new(py, shared, state, found.start, found.size));
-            found.transpose()
+            let found = found.transpose()?;
+            *from = next;
+            Ok(found)
         })
     }
 }

@@ -14,10 +14,11 @@ use pyo3::exceptions::PyTypeError;
 use pyo3::ffi;
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
-use pyo3::types::{PyDict, PyTuple};
+use pyo3::types::PyTuple;
 
 use crate::convert::small;
 use crate::kind::Kind;
+use crate::objects::dict;
 use crate::space::Space;
 
 /// The methods that stand behind.
@@ -75,7 +76,7 @@ unsafe extern "C" fn alloc(
         if let Some((space, size)) = plain(this, arguments, count, names)
             && let Some(address) = space.shared.at_once(|space| space.alloc(size as u128))
         {
-            return ffi::PyLong_FromUnsignedLongLong(address);
+            return allocated(space, address);
         }
         // That there is one positional argument is known before what stands behind it is looked at.
         if !names.is_null()
@@ -85,10 +86,21 @@ unsafe extern "C" fn alloc(
                 .shared
                 .at_once(|state| state.allocate_known(size as u128, kind, owner).transpose())
         {
-            return ffi::PyLong_FromUnsignedLongLong(address);
+            return allocated(space, address);
         }
         pass_on(&ALLOC, this, arguments, count, names)
     }
+}
+
+/// The address of what was just allocated, which is freed if there is no memory for that.
+#[inline(always)]
+fn allocated(space: &Space, address: u64) -> *mut ffi::PyObject {
+    // SAFETY: called attached.
+    let object = unsafe { ffi::PyLong_FromUnsignedLongLong(address) };
+    if object.is_null() {
+        space.shared.held(|space| space.free(address));
+    }
+    object
 }
 
 /// Safety: as Python calls a method of `Space`.
@@ -181,23 +193,27 @@ unsafe fn pass_on(
             unsafe { Bound::from_borrowed_ptr(py, pointer) }
         };
         let call = || -> PyResult<Bound<'_, PyAny>> {
-            // The values of named arguments come after the others.
-            let named: Vec<_> = match names.is_null() {
-                true => Vec::new(),
-                false => object(names).cast_into::<PyTuple>()?.iter().collect(),
-            };
-            // SAFETY: the caller's.
-            let values =
-                unsafe { std::slice::from_raw_parts(arguments, count as usize + named.len()) };
-            let (positional, rest) = values.split_at(count as usize);
-            let positional = [&this].into_iter().chain(positional).map(|&pointer| object(pointer));
-            let positional = PyTuple::new(py, positional.collect::<Vec<_>>())?;
-            let keywords = PyDict::new(py);
-            for (name, &value) in named.iter().zip(rest) {
-                keywords.set_item(name, object(value))?;
+            // SAFETY: the caller's: as many references as there are arguments. The tuple and the
+            // dictionary are nobody else's yet, and a tuple takes the references it is given.
+            unsafe {
+                let positional = Bound::from_owned_ptr_or_err(py, ffi::PyTuple_New(count + 1))?;
+                let values =
+                    std::iter::once(this).chain((0..count).map(|at| *arguments.add(at as usize)));
+                for (at, value) in (0..).zip(values) {
+                    ffi::PyTuple_SetItem(positional.as_ptr(), at, ffi::Py_NewRef(value));
+                }
+                let keywords = dict(py)?;
+                let names_count = if names.is_null() { 0 } else { ffi::PyTuple_Size(names) };
+                for at in 0..names_count {
+                    let name = ffi::PyTuple_GetItem(names, at);
+                    // The values of named arguments come after the others.
+                    let value = *arguments.add((count + at) as usize);
+                    keywords.set_item(object(name), object(value))?;
+                }
+                let method = behind.get(py).expect("put there before this function");
+                let positional = positional.cast_into_unchecked::<PyTuple>();
+                method.bind(py).call(positional, Some(&keywords))
             }
-            let method = behind.get(py).expect("put there before this function");
-            method.bind(py).call(positional, Some(&keywords))
         };
         match call() {
             Ok(result) => result.into_ptr(),

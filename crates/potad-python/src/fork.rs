@@ -8,36 +8,50 @@
 //! The system calls us (`pthread_atfork`), not Python (`os.register_at_fork`): between Python's
 //! hooks other Python code runs, other modules' hooks and finalisers among it, which may use a
 //! space or wait for a thread that does. The system's handlers have nothing between them and the
-//! fork, and a fork that is not Python's is seen as well. They are called with the interpreter
-//! held, which is safe because whoever holds a space's lock finishes without it.
+//! fork, and a fork that is not Python's is seen as well. They are called attached to the
+//! interpreter, and wait like that: a thread that has a space's lock finishes without the interpreter.
 
 use std::cell::RefCell;
-use std::mem::transmute;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::mem::{ManuallyDrop, transmute};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use potad::Error;
+
+use crate::counted::{Counted, Weak};
+use crate::lock::Lock;
+use crate::memory::reserve;
 use crate::state::State;
 
-type Registry = Vec<Weak<Mutex<State>>>;
+#[derive(Default)]
+struct Registry {
+    /// Every space there is, and some that are no more.
+    spaces: Vec<Weak<Lock>>,
+    /// The spaces whose locks a thread that forks has taken. There is room for all, so that a fork needs no memory.
+    held: Vec<Held>,
+}
 
-/// Every space there is, and some that are no more.
-static SPACES: Mutex<Registry> = Mutex::new(Vec::new());
+static REGISTRY: Mutex<Registry> = Mutex::new(Registry { spaces: Vec::new(), held: Vec::new() });
 
 /// Makes a new space known.
-pub fn register(space: &Arc<Mutex<State>>) {
+pub fn register(space: &Counted<Lock>) -> Result<(), Error> {
     let mut registry = registry();
+    let Registry { spaces, held } = &mut *registry;
     // Before the list grows, it is rid of those that are no more, and so never more than twice as
     // long as there were spaces at once.
-    if registry.len() == registry.capacity() {
-        registry.retain(|space| space.strong_count() != 0);
-        let len = registry.len();
-        registry.reserve(len + 1);
+    if spaces.len() == spaces.capacity() {
+        spaces.retain(|space| !space.is_dead());
+        let len = spaces.len();
+        reserve(spaces, len + 1)?;
     }
-    registry.push(Arc::downgrade(space));
+    let capacity = spaces.capacity();
+    reserve(held, capacity.saturating_sub(held.len()))?;
+    spaces.push(space.weak());
+    Ok(())
 }
 
 /// The list; it is whole whenever it is not locked, whatever happened to who held it.
 fn registry() -> MutexGuard<'static, Registry> {
-    SPACES.lock().unwrap_or_else(PoisonError::into_inner)
+    REGISTRY.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Has the locks taken before each fork from now on, and let go after it.
@@ -56,19 +70,23 @@ pub fn install() -> std::io::Result<()> {
     Ok(())
 }
 
-/// A space whose lock this thread holds.
+/// A space whose lock this thread holds, or has held.
 struct Held {
     /// Whether no call has stopped half-way.
     whole: bool,
     /// Borrows from `space`; dropped before it, as fields are in the order they stand in.
-    guard: MutexGuard<'static, State>,
-    space: Arc<Mutex<State>>,
+    guard: Option<MutexGuard<'static, State>>,
+    space: Counted<Lock>,
 }
+
+// SAFETY: a guard has to be dropped by the thread that has locked. The list it is in is locked by the
+// thread that forks from before the guard is put there until it is dropped.
+unsafe impl Send for Held {}
 
 impl Held {
     /// Waits for a space's lock; one that is poisoned is held like any other.
-    fn lock(space: Arc<Mutex<State>>) -> Self {
-        let (guard, whole) = match space.lock() {
+    fn lock(space: Counted<Lock>) -> Self {
+        let (guard, whole) = match space.for_fork() {
             Ok(guard) => (guard, true),
             Err(poisoned) => (poisoned.into_inner(), false),
         };
@@ -76,47 +94,52 @@ impl Held {
         // address that does not change, and nothing but its own drop ever uses it.
         let guard =
             unsafe { transmute::<MutexGuard<'_, State>, MutexGuard<'static, State>>(guard) };
-        Held { whole, guard, space }
+        Held { whole, guard: Some(guard), space }
     }
 }
 
-/// What a thread that is about to fork holds. The registry's lock is taken first and let go last,
-/// so that two threads that fork at once do not take the others in different orders.
-struct Hold {
-    spaces: Vec<Held>,
-    registry: MutexGuard<'static, Registry>,
-}
-
 thread_local! {
-    static HOLD: RefCell<Option<Hold>> = const { RefCell::new(None) };
+    /// The registry, while this thread forks. It is locked first and unlocked last, so that two threads
+    /// that fork at once do not take the others in different orders. Nothing is left here to be dropped
+    /// at the thread's end.
+    static FORKING: RefCell<ManuallyDrop<Option<MutexGuard<'static, Registry>>>> =
+        const { RefCell::new(ManuallyDrop::new(None)) };
 }
 
 #[cfg(unix)]
 extern "C" fn take() {
-    let registry = registry();
-    let spaces = registry.iter().filter_map(Weak::upgrade).map(Held::lock).collect();
-    HOLD.set(Some(Hold { spaces, registry }));
+    let mut registry = registry();
+    let Registry { spaces, held } = &mut *registry;
+    held.extend(spaces.iter().filter_map(Weak::upgrade).map(Held::lock));
+    FORKING.with_borrow_mut(|forking| **forking = Some(registry));
 }
 
 #[cfg(unix)]
 extern "C" fn let_go() {
-    let Some(Hold { spaces, registry }) = HOLD.take() else { return };
-    let unlock = |Held { guard, space, .. }| {
-        drop(guard);
-        space
-    };
-    let spaces: Vec<_> = spaces.into_iter().map(unlock).collect();
+    let registry = FORKING.with_borrow_mut(|forking| forking.take());
+    let Some(mut registry) = registry else { return };
+    registry.held.iter_mut().for_each(|held| drop(held.guard.take()));
     drop(registry);
     // Any of these may be the last reference, and what its owners do then needs locks.
-    drop(spaces);
+    loop {
+        let held = self::registry().held.pop();
+        if held.is_none() {
+            return;
+        }
+    }
 }
 
-/// Moves that other threads had under way go on in the parent only.
+/// What other threads had under way goes on in the parent only.
 #[cfg(unix)]
 extern "C" fn let_go_in_child() {
-    HOLD.with_borrow_mut(|hold| {
-        let spaces = hold.iter_mut().flat_map(|hold| &mut hold.spaces);
-        spaces.filter(|held| held.whole).for_each(|held| held.guard.give_up_others());
+    FORKING.with_borrow_mut(|forking| {
+        let held = forking.iter_mut().flat_map(|registry| &mut registry.held);
+        for Held { whole, guard, space } in held {
+            space.forget_threads();
+            if let (true, Some(state)) = (*whole, guard) {
+                state.give_up_others();
+            }
+        }
     });
     let_go();
 }

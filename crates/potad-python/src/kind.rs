@@ -2,8 +2,12 @@
 
 use numpy::{PyArrayDescr, PyArrayDescrMethods};
 use pyo3::exceptions::{PyTypeError, PyValueError};
+use pyo3::ffi;
 use pyo3::prelude::*;
 use pyo3::types::PyString;
+
+use crate::errors::raise;
+use crate::objects::{joined, string};
 
 /// What sort of thing allocations are, and what is recorded about each.
 ///
@@ -34,7 +38,8 @@ use pyo3::types::PyString;
 /// has one of 64 bytes, whatever it is used for.
 #[pyclass(frozen, weakref, module = "potad")]
 pub struct Kind {
-    name: String,
+    /// Of the class `str` itself.
+    name: Py<PyString>,
     record: Option<Py<PyArrayDescr>>,
     /// Bytes of a record.
     pub record_size: usize,
@@ -43,8 +48,8 @@ pub struct Kind {
 
 impl Kind {
     /// A kind without a record.
-    pub fn plain(name: &str, movable: bool) -> Self {
-        Kind { name: name.into(), record: None, record_size: 0, movable }
+    pub fn plain(py: Python<'_>, name: &str, movable: bool) -> PyResult<Self> {
+        Ok(Kind { name: string(py, name)?.unbind(), record: None, record_size: 0, movable })
     }
 }
 
@@ -54,23 +59,32 @@ impl Kind {
     #[pyo3(signature = (name, record = None, movable = false))]
     fn new(
         py: Python<'_>,
-        name: String,
+        name: &Bound<'_, PyString>,
         record: Option<&Bound<'_, PyAny>>,
         movable: bool,
     ) -> PyResult<Self> {
+        // Text that has no UTF-8 is refused; the copy is not of a subclass.
+        name.to_str()?;
+        // SAFETY: a string; what comes back is one too, a new reference, or null with an exception set.
+        let name = unsafe {
+            let copy = ffi::PyUnicode_FromObject(name.as_ptr());
+            Bound::from_owned_ptr_or_err(py, copy)?.cast_into_unchecked().unbind()
+        };
         let record = record.map(|record| PyArrayDescr::new(py, record)).transpose()?;
         let record_size = record.as_ref().map_or(0, |record| record.itemsize());
         if let Some(record) = &record {
             if record.has_object() {
-                let message = format!("record must not hold Python objects, as {record} does");
-                return Err(PyTypeError::new_err(message));
+                return Err(raise::<PyTypeError>(
+                    py,
+                    format_args!("record must not hold Python objects, as {record} does"),
+                ));
             }
             if record_size > potad::RECORD_MAX {
-                let message = format!(
-                    "record must be of at most {} bytes, not {record_size}",
-                    potad::RECORD_MAX
-                );
-                return Err(PyValueError::new_err(message));
+                let max = potad::RECORD_MAX;
+                return Err(raise::<PyValueError>(
+                    py,
+                    format_args!("record must be of at most {max} bytes, not {record_size}"),
+                ));
             }
         }
         Ok(Kind { name, record: record.map(Bound::unbind), record_size, movable })
@@ -78,8 +92,8 @@ impl Kind {
 
     /// Its name.
     #[getter]
-    fn name(&self) -> &str {
-        &self.name
+    fn name(&self, py: Python<'_>) -> Py<PyString> {
+        self.name.clone_ref(py)
     }
 
     /// The dtype of its records, or None.
@@ -94,9 +108,10 @@ impl Kind {
         self.movable
     }
 
-    fn __repr__(&self, py: Python<'_>) -> PyResult<String> {
+    fn __repr__<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyString>> {
         let movable = if self.movable { ", movable" } else { "" };
-        let name = PyString::new(py, &self.name).repr()?;
-        Ok(format!("<potad.Kind {name}, record of {} bytes{movable}>", self.record_size))
+        let size = self.record_size;
+        let text = joined(string(py, "<potad.Kind ")?, self.name.bind(py).repr()?)?;
+        joined(text, string(py, format_args!(", record of {size} bytes{movable}>"))?)
     }
 }

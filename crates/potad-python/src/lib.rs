@@ -9,11 +9,12 @@
 //! | `space/` | the class `Space`: which call of the core it is, and its documentation |
 //! | `arena/` | the classes `Arena` and `Buffer`: memory behind a space |
 //! | `kind.rs`, `record.rs`, `descriptor.rs` | what is known about an allocation |
-//! | `state.rs` | the objects that the core's numbers of kinds and owners stand for |
+//! | `state.rs`, `kinds.rs`, `owners.rs` | the objects that the core's numbers of kinds and owners stand for |
 //! | `relocation.rs` | moves that owners are asked about |
 //! | `trash.rs` | dropping references, however long a chain of them |
 //! | `lock.rs`, `fork.rs` | one thread at a time, and what becomes of that in a child process |
-//! | `errors.rs` | the core's errors as exceptions |
+//! | `errors.rs` | errors as exceptions |
+//! | `objects.rs`, `memory.rs`, `counted.rs` | new objects, lists and pointers, or the word that there is no memory |
 //! | `file.rs` | checksums and holes, for `potad.swap` |
 //! | `replay.rs` | the replay engine, for `potad.trace` |
 //! | `signals.rs` | signals as messages in a pipe, for `potad.trace` |
@@ -24,14 +25,19 @@
 mod arena;
 mod arrays;
 mod convert;
+mod counted;
 mod descriptor;
 mod errors;
 mod fast;
 mod file;
 mod fork;
 mod kind;
+mod kinds;
 mod lock;
+mod memory;
 mod nothing;
+mod objects;
+mod owners;
 mod record;
 mod relocation;
 mod replay;

@@ -1,37 +1,51 @@
 //! Records as NumPy sees them: bytes of the core's, written in place.
 
 use std::ffi::c_int;
-use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use numpy::PyArrayDescr;
 use pyo3::ffi;
+use pyo3::intern;
 use pyo3::prelude::*;
-use pyo3::types::PyDict;
 
-use crate::lock::Shared;
+use potad::Error;
+
+use crate::counted::{Counted, Weak};
+use crate::lock::{Lock, Shared};
+use crate::objects::{dict, tuple};
 use crate::state::State;
 
 /// A record that somebody looks at: as long as there is one of these, its bytes belong to no other
 /// allocation than they did, also when that is freed.
 pub struct Look {
     /// Not what keeps the space alive: the bytes outlive it.
-    state: Weak<Mutex<State>>,
+    lock: Weak<Lock>,
     record: Option<potad::Record>,
 }
 
 impl Look {
-    pub fn new(shared: &Shared, record: potad::Record) -> Arc<Self> {
-        Arc::new(Look { state: shared.weak(), record: Some(record) })
+    /// A look at the record of the allocation that starts at `start`, if it has one. With the space locked.
+    pub fn new(
+        shared: &Shared,
+        state: &mut State,
+        start: u64,
+    ) -> Result<Option<Counted<Self>>, Error> {
+        let Some(record) = state.look(start)? else { return Ok(None) };
+        let look = Counted::new(Look { lock: shared.weak(), record: Some(record) });
+        let look = look.map_err(|mut look| {
+            look.record.take().into_iter().for_each(|record| state.look_away(record));
+            Error::Metadata { bytes: size_of::<Look>() }
+        });
+        look.map(Some)
     }
 }
 
 impl Drop for Look {
     fn drop(&mut self) {
-        // On any thread, from a finaliser: it waits for the lock only while another thread has it, and
-        // that needs nothing of this one.
-        if let (Some(state), Some(record)) = (self.state.upgrade(), self.record.take()) {
-            let mut locked = state.lock().unwrap_or_else(PoisonError::into_inner);
-            locked.look_away(record);
+        if let (Some(shared), Some(record)) = (Shared::upgrade(&self.lock), self.record.take()) {
+            shared.held(|state| {
+                state.look_away(record);
+                Ok(())
+            });
         }
     }
 }
@@ -39,7 +53,7 @@ impl Drop for Look {
 /// What a view of a record is a view of.
 #[pyclass(frozen, module = "potad._core")]
 pub struct RecordBytes {
-    look: Arc<Look>,
+    look: Counted<Look>,
 }
 
 #[pymethods]
@@ -64,13 +78,14 @@ impl RecordBytes {
 /// A view of a record: an array without dimensions, in place and writable.
 pub fn view<'py>(
     py: Python<'py>,
-    look: &Arc<Look>,
+    look: &Counted<Look>,
     dtype: Bound<'py, PyArrayDescr>,
 ) -> PyResult<Bound<'py, PyAny>> {
     let bytes = Bound::new(py, RecordBytes { look: look.clone() })?;
-    let arguments = PyDict::new(py);
-    arguments.set_item("shape", ())?;
-    arguments.set_item("dtype", dtype)?;
-    arguments.set_item("buffer", bytes)?;
-    py.import("numpy")?.getattr("ndarray")?.call((), Some(&arguments))
+    let arguments = dict(py)?;
+    arguments.set_item(intern!(py, "shape"), tuple(py, [])?)?;
+    arguments.set_item(intern!(py, "dtype"), dtype)?;
+    arguments.set_item(intern!(py, "buffer"), bytes)?;
+    let numpy = py.import(intern!(py, "numpy"))?;
+    numpy.getattr(intern!(py, "ndarray"))?.call((), Some(&arguments))
 }

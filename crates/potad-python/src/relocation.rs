@@ -12,18 +12,22 @@
 //! between the answer and what follows from it.
 
 use std::collections::HashMap;
+use std::mem;
 
 use pyo3::exceptions::{PyException, PyTypeError};
+use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
-use pyo3::types::PyInt;
+use pyo3::types::PyList;
 
 use potad::{Call, Error, Fit, Made, Move, Window};
 
-use crate::convert::{describe, integer};
+use crate::convert::describe;
 use crate::descriptor::Descriptor;
-use crate::errors;
+use crate::errors::{self, checked, raise};
 use crate::kind::Kind;
+use crate::memory::{self, reserve};
+use crate::objects::{integer, list, or_none, string, tuple};
 use crate::space::Space;
 use crate::state::{Named, State};
 
@@ -53,7 +57,10 @@ pub struct Blocks {
 }
 
 /// What was moved: old and new address and size.
-pub type Moved = (u64, u64, u128);
+type Moved = (u64, u64, u128);
+
+/// The same, and what asks its owner.
+type MoveMade = (Moved, Option<Py<PyAny>>);
 
 /// Moves under way that the space keeps: their number there, what they are, and how many free blocks
 /// there are when all are made.
@@ -70,53 +77,94 @@ enum Begun<T> {
 }
 
 impl State {
-    /// Makes moves if nobody has to be asked about any, or keeps them.
-    fn make_or_keep(
-        &mut self,
-        mut relocation: potad::Relocation,
-    ) -> Result<Result<potad::Relocation, Kept>, Error> {
-        if self.make_unasked(&mut relocation)? {
-            return Ok(Ok(relocation));
-        }
-        let (moves, blocks) = (relocation.moves().to_vec(), relocation.blocks());
-        Ok(Err(Kept { number: self.keep_relocation(relocation), moves, blocks }))
+    fn keep(&mut self, mut relocation: potad::Relocation) -> Result<Kept, Error> {
+        let moves = match memory::copy(relocation.moves()) {
+            Ok(moves) => moves,
+            Err(error) => {
+                self.space.give_up(&mut relocation);
+                return Err(error);
+            }
+        };
+        let blocks = relocation.blocks();
+        Ok(Kept { number: self.keep_relocation(relocation)?, moves, blocks })
     }
 
-    fn begin_run(&mut self, run: Run, call: Call) -> Result<Begun<u64>, Error> {
+    /// Allocates a run, or begins the moves that make room for it and that owners are asked about.
+    fn begin_run(&mut self, run: Run, call: Call, named: &mut Named) -> Result<Begun<u64>, Error> {
         let Run { size, align, within, fit } = run;
-        match self.space.alloc_run(size, align, within, fit) {
+        let alloc = |space: &mut potad::Space| space.alloc_run(size, align, within, fit);
+        match self.allocate(named, Some(align), alloc) {
             Err(Error::OutOfSpace { .. }) => {}
             done => return done.map(Begun::Done),
         }
-        let begun = self.space.begin_run(size, align, within, call)?;
-        match self.make_or_keep(begun)? {
-            Ok(mut made) => {
-                let start = self.space.finish_run(&mut made);
-                Ok(Begun::Done(start.expect("nobody came between")))
+        let mut begun = self.space.begin_run(size, align, within, call)?;
+        if self.has_to_ask(&begun) {
+            return self.keep(begun).map(Begun::Asking);
+        }
+        begun.leave_call();
+        let done = self.make_all_for_run(&mut begun, align, named);
+        if done.is_err() {
+            self.space.give_up(&mut begun);
+        }
+        done.map(Begun::Done)
+    }
+
+    fn make_all_for_run(
+        &mut self,
+        begun: &mut potad::Relocation,
+        align: u128,
+        named: &mut Named,
+    ) -> Result<u64, Error> {
+        // Before the moves, which are not taken back once all are made.
+        let ready = self.make_ready(named, align)?;
+        if let Err(error) = self.make_all(begun) {
+            self.make_unready(ready, named);
+            return Err(error);
+        }
+        let start = self.space.finish_run(begun).expect("nobody came between");
+        self.describe(start, named, &ready, align).map(|()| start)
+    }
+
+    /// Allocates the run that moves were made for, unless others came between.
+    fn finish_run(
+        &mut self,
+        number: u64,
+        align: u128,
+        named: &mut Named,
+    ) -> Result<Option<u64>, Error> {
+        let ready = self.make_ready(named, align)?;
+        let kept = self.take_relocation(number);
+        match kept.and_then(|mut kept| self.space.finish_run(&mut kept)) {
+            Some(start) => self.describe(start, named, &ready, align).map(|()| Some(start)),
+            None => {
+                self.make_unready(ready, named);
+                Ok(None)
             }
-            Err(kept) => Ok(Begun::Asking(kept)),
         }
     }
 
+    /// Makes free blocks, or begins the moves for that if owners are asked about them: how many. What was
+    /// moved is added to `made`.
     fn begin_blocks(
         &mut self,
         blocks: Blocks,
         call: Call,
-    ) -> Result<Begun<(usize, Vec<Move>)>, Error> {
+        made: &mut Vec<MoveMade>,
+    ) -> Result<Begun<usize>, Error> {
         let Blocks { size, count, within, budget } = blocks;
-        let begun = self.space.begin_compaction(size, count, within, budget, call)?;
-        match self.make_or_keep(begun)? {
-            Ok(mut made) => {
-                let blocks = self.space.finish_compaction(&mut made);
-                Ok(Begun::Done((blocks, made.moves().to_vec())))
-            }
-            Err(kept) => Ok(Begun::Asking(kept)),
+        let mut begun = self.space.begin_compaction(size, count, within, budget, call)?;
+        if self.has_to_ask(&begun) {
+            return self.keep(begun).map(Begun::Asking);
         }
-    }
-
-    /// Describes a run that was just allocated.
-    fn describe_run(&mut self, start: u64, named: Named, align: u128) -> Result<u64, Error> {
-        self.describe(|| std::iter::once(start), named, Some(align)).map(|()| start)
+        begun.leave_call();
+        // Before the moves, which are not taken back once all are made.
+        if let Err(error) = reserve(made, begun.moves().len()) {
+            self.space.give_up(&mut begun);
+            return Err(error);
+        }
+        self.make_all(&mut begun)?;
+        made.extend(begun.moves().iter().map(|it| (moved_of(it), None)));
+        Ok(Begun::Done(self.space.finish_compaction(&mut begun)))
     }
 
     fn give_up_kept(&mut self, number: u64) {
@@ -143,7 +191,7 @@ struct Mover<'a, 'py> {
     space: &'a Bound<'py, Space>,
     call: Call,
     /// The moves made, in order, and what asks the owner of each.
-    made: Vec<(Moved, Option<Py<PyAny>>)>,
+    made: Vec<MoveMade>,
     refused: Vec<Refused>,
     /// Owners by where they are, which they stay as long as they are here.
     owners: HashMap<usize, (Py<PyAny>, Asked)>,
@@ -176,20 +224,31 @@ impl<'a, 'py> Mover<'a, 'py> {
         self.space.get().shared.brief(self.py(), act)
     }
 
+    fn room<T>(&self, count: usize) -> PyResult<Vec<T>> {
+        checked(self.py(), memory::room(count))
+    }
+
+    /// Has room to remember so many moves more.
+    fn reserve_made(&mut self, more: usize) -> PyResult<()> {
+        checked(self.py(), reserve(&mut self.made, more))
+    }
+
     /// Makes the moves that are under way, until one is refused: first those whose owners are asked.
     fn empty(&mut self, kept: &Kept) -> PyResult<()> {
         self.rounds += 1;
         let py = self.py();
-        let owners: Vec<(usize, Option<Py<PyAny>>)> =
-            self.space.get().shared.attached(py, |state| {
-                let all = kept.moves.iter().enumerate();
-                // What cannot be moved now is not looked at: its owner's number may be another's.
-                Ok(all
-                    .filter(|&(at, _)| state.can_move(kept.number, at))
-                    .map(|(at, it)| (at, state.objects(py, it.label).1))
-                    .collect())
-            })?;
-        let mut unasked = Vec::new();
+        // Outside of what happens under the lock, where no reference may be dropped.
+        let mut owners: Vec<(usize, Option<Py<PyAny>>)> = self.room(kept.moves.len())?;
+        let mut unasked = self.room(kept.moves.len())?;
+        self.space.get().shared.attached(py, |state| {
+            let all = kept.moves.iter().enumerate();
+            // What cannot be moved now is not looked at: its owner's number may be another's.
+            owners.extend(
+                all.filter(|&(at, _)| state.can_move(kept.number, at))
+                    .map(|(at, it)| (at, state.objects(py, it.label).1)),
+            );
+            Ok(())
+        })?;
         for (at, owner) in owners {
             let asked = match owner {
                 Some(owner) => self.asked(owner)?,
@@ -212,12 +271,13 @@ impl<'a, 'py> Mover<'a, 'py> {
             }
         }
         let number = kept.number;
-        let moved = self.long(move |state| {
+        self.reserve_made(unasked.len())?;
+        self.long(|state| {
             // One that is not made, for whatever reason, shows when it is finished.
-            let made = |&at: &usize| matches!(state.make_kept(number, at), Ok(Made::Moved));
-            Ok(unasked.into_iter().filter(made).collect::<Vec<_>>())
+            unasked.retain(|&at| matches!(state.make_kept(number, at), Ok(Made::Moved)));
+            Ok(())
         })?;
-        let moves = moved.into_iter().map(|at| (moved_of(&kept.moves[at]), None));
+        let moves = unasked.into_iter().map(|at| (moved_of(&kept.moves[at]), None));
         self.made.extend(moves);
         Ok(())
     }
@@ -233,7 +293,7 @@ impl<'a, 'py> Mover<'a, 'py> {
                 Asked::By(handler) => Asked::By(handler.clone_ref(py)),
             });
         }
-        let found = match owner.bind(py).getattr_opt(pyo3::intern!(py, "on_relocate")) {
+        let found = match owner.bind(py).getattr_opt(intern!(py, "on_relocate")) {
             Ok(Some(handler)) if !handler.is_none() => Asked::By(handler.unbind()),
             Ok(_) => Asked::Content,
             Err(error) => {
@@ -241,6 +301,9 @@ impl<'a, 'py> Mover<'a, 'py> {
                 Asked::Mute
             }
         };
+        let bytes = size_of::<(usize, (Py<PyAny>, Asked))>() * (self.owners.len() + 1);
+        let room = self.owners.try_reserve(1).map_err(|_| Error::Metadata { bytes });
+        checked(py, room)?;
         self.owners.insert(pointer, (owner.clone_ref(py), found));
         self.asked(owner)
     }
@@ -265,6 +328,7 @@ impl<'a, 'py> Mover<'a, 'py> {
                 return Ok(false);
             }
         };
+        self.reserve_made(1)?;
         if !accept(py, &handler, it.old, it.new, &descriptor)? {
             self.refuse(kept, at, Some(&descriptor))?;
             return Ok(false);
@@ -294,6 +358,7 @@ impl<'a, 'py> Mover<'a, 'py> {
         let number = kept.number;
         self.brief(move |state| state.refuse_kept(number, at))?;
         if let Some(descriptor) = told {
+            checked(self.py(), reserve(&mut self.refused, 1))?;
             let (kind, owner) = descriptor.get().objects(self.py());
             self.refused.push((kind, owner, kept.moves[at].size));
         }
@@ -304,14 +369,15 @@ impl<'a, 'py> Mover<'a, 'py> {
     fn take_back(&mut self) {
         let py = self.py();
         let call = self.call;
-        for ((old, new, size), handler) in std::mem::take(&mut self.made).into_iter().rev() {
+        for ((old, new, size), handler) in mem::take(&mut self.made).into_iter().rev() {
             let shared = &self.space.get().shared;
+            let mut descriptor = None;
             let begun = shared.attached(py, |state| {
+                descriptor = Some(Descriptor::new(py, shared, state, new, size)?);
                 let Ok(back) = state.space.begin_back(call, old, new) else { return Ok(None) };
-                let descriptor = Descriptor::new(py, shared, state, new, size)?;
-                Ok(Some((state.keep_relocation(back), descriptor)))
+                state.keep_relocation(back).map(Some)
             });
-            let Ok(Some((number, descriptor))) = begun else { continue };
+            let (Ok(Some(number)), Some(descriptor)) = (begun, descriptor) else { continue };
             let Ok(descriptor) = Py::new(py, descriptor) else { continue };
             // An interrupt is no agreement; the call fails anyway.
             let agreed = handler
@@ -359,6 +425,7 @@ fn accept(
     descriptor: &Py<Descriptor>,
 ) -> PyResult<bool> {
     let answer = MOVE.import(py, "potad.relocation", "Move").and_then(|make| {
+        let (old, new) = (integer(py, old.into())?, integer(py, new.into())?);
         let it = make.call1((old, new, descriptor.clone_ref(py)))?;
         handler.bind(py).call1((it,))
     });
@@ -366,7 +433,10 @@ fn accept(
         // Truth values of Python and of NumPy, and nothing else.
         answer.extract::<bool>().map_err(|_| {
             let what = describe(&answer);
-            PyTypeError::new_err(format!("on_relocate must return True or False, not {what}"))
+            raise::<PyTypeError>(
+                py,
+                format_args!("on_relocate must return True or False, not {what}"),
+            )
         })
     });
     match answer {
@@ -411,18 +481,8 @@ fn alloc_run_by(
 ) -> PyResult<u64> {
     let call = mover.call;
     loop {
-        let it = named();
-        let begun = mover.long(move |state| match state.begin_run(run, call) {
-            Ok(Begun::Done(start)) => {
-                let described = state.describe_run(start, it, run.align);
-                Ok(described.map(Begun::Done))
-            }
-            other => {
-                state.put_aside(it);
-                Ok(other)
-            }
-        })?;
-        let kept = match begun {
+        let mut it = named();
+        let kept = match mover.long(|state| Ok(state.begin_run(run, call, &mut it)))? {
             Ok(Begun::Done(start)) => return Ok(start),
             Ok(Begun::Asking(kept)) => kept,
             Err(error) => return Err(no_room(mover.space, error, run.within, &mover.refused)),
@@ -430,20 +490,8 @@ fn alloc_run_by(
         let number = kept.number;
         *under_way = Some(number);
         mover.empty(&kept)?;
-        let it = named();
-        let start = mover.long(move |state| {
-            let start = match state.take_relocation(number) {
-                Some(mut kept) => state.space.finish_run(&mut kept),
-                None => None,
-            };
-            match start {
-                Some(start) => state.describe_run(start, it, run.align).map(Some),
-                None => {
-                    state.put_aside(it);
-                    Ok(None)
-                }
-            }
-        })?;
+        let mut it = named();
+        let start = mover.long(|state| state.finish_run(number, run.align, &mut it))?;
         *under_way = None;
         if let Some(start) = start {
             return Ok(start);
@@ -456,29 +504,31 @@ fn alloc_run_by(
 }
 
 /// Makes free blocks: how many of those that are wanted there are, and what was moved.
-pub fn compact(space: &Bound<'_, Space>, blocks: Blocks) -> PyResult<(usize, Vec<Moved>)> {
+pub fn compact<'py>(
+    space: &Bound<'py, Space>,
+    blocks: Blocks,
+) -> PyResult<(usize, Bound<'py, PyList>)> {
     let mut mover = Mover::new(space)?;
     let mut under_way = None;
     let done = compact_by(&mut mover, blocks, &mut under_way);
     mover.end(under_way);
-    let (blocks, rest) = done?;
-    let made = mover.made.into_iter().map(|(moved, _)| moved);
-    Ok((blocks, made.chain(rest).collect()))
+    Ok((done?, addresses(space.py(), &mover.made)?))
 }
 
 fn compact_by(
     mover: &mut Mover<'_, '_>,
     blocks: Blocks,
     under_way: &mut Option<u64>,
-) -> PyResult<(usize, Vec<Moved>)> {
+) -> PyResult<usize> {
     let call = mover.call;
     loop {
         let spent: u128 = mover.made.iter().map(|((_, _, size), _)| size).sum();
         let blocks = Blocks { budget: blocks.budget.saturating_sub(spent), ..blocks };
-        let kept = match mover.long(move |state| state.begin_blocks(blocks, call))? {
-            Begun::Done((blocks, moves)) => {
-                return Ok((blocks, moves.iter().map(moved_of).collect()));
-            }
+        let mut made = mem::take(&mut mover.made);
+        let begun = mover.long(|state| state.begin_blocks(blocks, call, &mut made));
+        mover.made = made;
+        let kept = match begun? {
+            Begun::Done(blocks) => return Ok(blocks),
             Begun::Asking(kept) => kept,
         };
         let number = kept.number;
@@ -490,7 +540,7 @@ fn compact_by(
         })?;
         *under_way = None;
         if mover.rounds > 0 && (found >= kept.blocks || mover.rounds > ROUNDS_MAX) {
-            return Ok((found, Vec::new()));
+            return Ok(found);
         }
     }
 }
@@ -515,39 +565,67 @@ pub fn no_room(
     refused: &[Refused],
 ) -> PyErr {
     let py = space.py();
-    let message = error.to_string();
     let Error::OutOfSpace { requested, available, largest, reason, .. } = error else {
         return errors::exception(py, error);
     };
-    let shared = &space.get().shared;
-    let rows = shared.long(py, |state| state.obstacles(within)).and_then(|obstacles| {
-        shared.attached(py, |state| {
-            let row =
-                |it: potad::Obstacle| (state.objects(py, it.label), it.why, it.count, it.size);
-            Ok(obstacles.into_iter().map(row).collect::<Vec<_>>())
-        })
-    });
-    let made = rows.and_then(|rows| {
-        let why = |why| match why {
-            potad::Why::Unmovable => "unmovable",
-            potad::Why::Pinned => "pinned",
-            potad::Why::Moving => "moving",
-        };
-        let rows: Vec<_> = rows
-            .into_iter()
-            .map(|((kind, owner), it, count, size)| (kind, owner, why(it), count, size))
-            .collect();
-        let refused: Vec<_> = refused
-            .iter()
-            .map(|(kind, owner, size)| (kind.as_ref(), owner.as_ref(), "refused", 1, *size))
-            .collect();
+    let make = || {
+        let rows = in_the_way(space, within)?;
+        let refused = list(py, refused.iter(), |(kind, owner, size)| {
+            let kind = kind.as_ref().map(|kind| kind.clone_ref(py));
+            let owner = owner.as_ref().map(|owner| owner.clone_ref(py));
+            row(py, kind, owner, "refused", 1, *size)
+        })?;
+        let figures = errors::out_of_space(py, &error, requested, available, largest, reason)?;
+        let [text, requested, available, largest, reason] = figures;
         let make = NO_ROOM.import(py, "potad.relocation", "no_room")?;
-        make.call1((message, requested, available, largest, reason.as_str(), rows, refused))
-    });
-    made.map_or_else(|error| error, PyErr::from_value)
+        make.call1((text, requested, available, largest, reason, rows, refused))
+    };
+    make().map_or_else(|error| error, PyErr::from_value)
+}
+
+/// What is in the way of a run, as rows.
+fn in_the_way<'py>(space: &Bound<'py, Space>, within: Window) -> PyResult<Bound<'py, PyList>> {
+    let (py, shared) = (space.py(), &space.get().shared);
+    let look = |state: &mut State| Ok((state.obstacles(within)?, state.forgotten()));
+    let (mut obstacles, forgotten) = shared.long(py, look)?;
+    let mut rows = Vec::new();
+    shared.attached(py, |state| {
+        if state.forgotten() != forgotten {
+            // Numbers may stand for others by now.
+            obstacles = state.obstacles(within)?;
+        }
+        reserve(&mut rows, obstacles.len())?;
+        rows.extend(obstacles.into_iter().map(|it| (state.objects(py, it.label), it)));
+        Ok(())
+    })?;
+    list(py, rows.into_iter(), |((kind, owner), it)| {
+        let why = match it.why {
+            Some(potad::Why::Pinned) => "pinned",
+            Some(potad::Why::Moving) => "moving",
+            Some(potad::Why::Unmovable) | None => "unmovable",
+        };
+        row(py, kind, owner, why, it.count, it.size)
+    })
+}
+
+fn row<'py>(
+    py: Python<'py>,
+    kind: Option<Py<Kind>>,
+    owner: Option<Py<PyAny>>,
+    why: &str,
+    count: u64,
+    size: u128,
+) -> PyResult<Bound<'py, PyAny>> {
+    let why = string(py, why)?.into_any();
+    let (count, size) = (integer(py, count.into())?.into_any(), integer(py, size)?.into_any());
+    let row = tuple(py, [or_none(py, kind), or_none(py, owner), why, count, size])?;
+    Ok(row.into_any())
 }
 
 /// What was moved, as Python has it.
-pub fn addresses<'py>(py: Python<'py>, moved: &[Moved]) -> Vec<(u64, u64, Bound<'py, PyInt>)> {
-    moved.iter().map(|&(old, new, size)| (old, new, integer(py, size))).collect()
+fn addresses<'py>(py: Python<'py>, made: &[MoveMade]) -> PyResult<Bound<'py, PyList>> {
+    list(py, made.iter(), |&((old, new, size), _)| {
+        let (old, new) = (integer(py, old.into())?.into_any(), integer(py, new.into())?.into_any());
+        Ok(tuple(py, [old, new, integer(py, size)?.into_any()])?.into_any())
+    })
 }

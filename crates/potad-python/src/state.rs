@@ -1,29 +1,32 @@
 //! What a space's lock protects: the core's space, and the Python objects its numbers stand for.
 //!
-//! The core knows kinds and owners by numbers. Here each number has its object: a kind for as long as
-//! there is the space, an owner for as long as it has an allocation. References are taken and moved
-//! under the lock but never dropped, since dropping one may run any Python code: what is no longer
-//! needed is put aside in `gone`, which whoever held the lock drops after letting it go.
+//! The core knows kinds and owners by numbers; `kinds` and `owners` have the object of each. References
+//! are moved into them under the lock, but none is dropped under it, since that may run any Python code:
+//! what is no longer needed stays there until the call has unlocked ([`State::take_gone`]).
 
 use std::collections::HashMap;
 use std::ops::{Deref, DerefMut};
-use std::sync::Arc;
-use std::thread::{self, ThreadId};
 
+use pyo3::ffi;
 use pyo3::prelude::*;
 use pyo3::{PyTraverseError, PyVisit};
 
-use potad::{Described, Error, Label, Made, Obstacle, Relocation, Space, Why};
+use potad::{Described, Error, Label, Made, Move, Obstacle, Relocation, Space, Why};
 
 use crate::arena::{Memory, Place};
+use crate::counted::Counted;
 use crate::kind::Kind;
-use crate::trash::drop_all;
+use crate::kinds::Kinds;
+use crate::memory::{reserve, room};
+use crate::owners::Owners;
+use crate::trash::drop_object;
 
 /// A kind and an owner as they are passed to a call, and where what is allocated is a buffer, its place.
+/// The call takes the references it keeps; the caller drops the others.
 pub struct Named {
-    kind: Option<Py<Kind>>,
-    owner: Option<Py<PyAny>>,
-    place: Option<Arc<Place>>,
+    pub kind: Option<Py<Kind>>,
+    pub owner: Option<Py<PyAny>>,
+    place: Option<Counted<Place>>,
 }
 
 impl Named {
@@ -36,13 +39,8 @@ impl Named {
     }
 
     /// The same, of a buffer if it is to have a place.
-    pub fn at(self, place: Option<&Arc<Place>>) -> Self {
+    pub fn at(self, place: Option<&Counted<Place>>) -> Self {
         Named { place: place.cloned(), ..self }
-    }
-
-    /// Both, as whatever they are.
-    fn into_objects(self) -> impl Iterator<Item = Py<PyAny>> {
-        self.kind.map(Py::into_any).into_iter().chain(self.owner)
     }
 
     /// Neither.
@@ -51,25 +49,57 @@ impl Named {
     }
 }
 
-/// What an owner's number stands for. A buffer has a number of its own, whoever its owner is, if it has
-/// one: so it is known when it is freed or moved, by whatever call.
-pub struct Owner {
-    pub object: Option<Py<PyAny>>,
-    pub buffer: Option<Arc<Place>>,
+/// That an allocation can be described.
+pub struct Ready {
+    label: Label,
+    /// Whether the owner had no number before.
+    is_new: bool,
+}
+
+/// What a call has allocated.
+pub trait Allocated {
+    /// Where each allocation starts.
+    fn starts(&self) -> impl Iterator<Item = u64>;
+}
+
+impl Allocated for u64 {
+    fn starts(&self) -> impl Iterator<Item = u64> {
+        std::iter::once(*self)
+    }
+}
+
+impl Allocated for Vec<(u64, u128)> {
+    fn starts(&self) -> impl Iterator<Item = u64> {
+        self.iter().map(|&(start, _)| start)
+    }
+}
+
+impl Allocated for Vec<u64> {
+    fn starts(&self) -> impl Iterator<Item = u64> {
+        self.iter().copied()
+    }
+}
+
+/// Allocations of one kind and owner, and why they are in the way where that is asked.
+pub struct Tally {
+    pub label: Label,
+    pub why: Option<Why>,
+    pub count: u64,
+    pub size: u128,
+}
+
+/// Moves under way.
+struct Kept {
+    number: u64,
+    /// The thread that makes them, as the interpreter has it.
+    thread: u64,
+    relocation: Relocation,
 }
 
 pub struct State {
     pub(crate) space: Space,
-    /// By the core's number, less one.
-    kinds: Vec<(Py<Kind>, potad::Kind)>,
-    kind_numbers: HashMap<usize, usize>,
-    /// By the core's number, less one; none where a number is not in use.
-    owners: Vec<Option<Owner>>,
-    owner_numbers: HashMap<usize, u32>,
-    unused: Vec<u32>,
-    gone: Vec<Py<PyAny>>,
-    /// Numbers of owners without an allocation, while they are looked at.
-    released: Vec<u32>,
+    kinds: Kinds,
+    pub(crate) owners: Owners,
     /// The memory behind the space, if it is an arena's.
     pub memory: Option<Memory>,
     /// The kind of buffers that are given none, in an arena's space.
@@ -78,10 +108,7 @@ pub struct State {
     pub arrays: Option<potad::Kind>,
     /// Whether the arena was closed.
     pub closed: bool,
-    /// The kind that was asked for last, by its object.
-    last_kind: (usize, Option<potad::Kind>),
-    /// Moves under way, by number, and the thread that makes them.
-    relocations: HashMap<u64, (ThreadId, Relocation)>,
+    relocations: Vec<Kept>,
     relocations_begun: u64,
 }
 
@@ -103,19 +130,13 @@ impl State {
     pub fn new(space: Space) -> Self {
         State {
             space,
-            kinds: Vec::new(),
-            kind_numbers: HashMap::new(),
-            owners: Vec::new(),
-            owner_numbers: HashMap::new(),
-            unused: Vec::new(),
-            gone: Vec::new(),
-            released: Vec::new(),
+            kinds: Kinds::default(),
+            owners: Owners::default(),
             memory: None,
             buffers: None,
             arrays: None,
             closed: false,
-            last_kind: (0, None),
-            relocations: HashMap::new(),
+            relocations: Vec::new(),
             relocations_begun: 0,
         }
     }
@@ -129,271 +150,225 @@ impl State {
         kind: usize,
         owner: usize,
     ) -> Option<Result<u64, Error>> {
-        if kind != 0 && kind != self.last_kind.0 {
-            self.last_kind = (kind, Some(self.known_kind(kind)?));
-        }
-        let kind = if kind == 0 { None } else { self.last_kind.1 };
-        let owner = if owner == 0 { 0 } else { self.known_owner(owner)? };
+        let kind = if kind == 0 { None } else { Some(self.kinds.number_again(kind)?) };
+        let owner = if owner == 0 { 0 } else { self.owners.number(owner)? };
         Some(self.space.alloc_described(size, None, Label { kind, owner }))
     }
 
     /// Whether there are references to drop once the lock is let go.
     #[inline(always)]
     pub fn has_gone(&self) -> bool {
-        self.space.has_released() || !self.gone.is_empty()
+        self.space.has_released() || self.owners.has_gone() || self.kinds.has_gone()
     }
 
-    /// These references.
+    /// One of these references.
     #[inline(never)]
-    pub fn take_gone(&mut self) -> Vec<Py<PyAny>> {
-        let mut released = std::mem::take(&mut self.released);
-        self.space.take_released(|number| released.push(number));
-        released.drain(..).for_each(|number| self.forget(number));
-        self.released = released;
-        std::mem::take(&mut self.gone)
+    pub fn take_gone(&mut self) -> Option<Py<PyAny>> {
+        self.settle_owners();
+        self.owners.take_gone().or_else(|| self.kinds.take_gone())
     }
 
-    /// An owner has no allocation any more.
-    pub fn forget(&mut self, number: u32) {
-        let Some(owner) = self.owners[number as usize - 1].take() else { return };
-        self.unused.push(number);
-        match (owner.buffer, &owner.object) {
-            (Some(place), _) => place.leave(),
-            (None, Some(object)) => {
-                self.owner_numbers.remove(&(object.as_ptr() as usize));
-            }
-            (None, None) => {}
-        }
-        self.gone.extend(owner.object);
-    }
-
-    /// A number that is not in use, for an owner.
-    pub fn new_owner(&mut self, owner: Owner) -> u32 {
-        let number = self.unused.pop().unwrap_or_else(|| {
-            self.owners.push(None);
-            self.owners.len() as u32
-        });
-        self.owners[number as usize - 1] = Some(owner);
-        number
-    }
-
-    /// What the number of an owner stands for.
-    fn owner(&self, number: u32) -> Option<&Owner> {
-        self.owners.get((number as usize).checked_sub(1)?)?.as_ref()
-    }
-
-    /// Whether an owner's number stands for somebody who may be asked.
-    fn has_owner(&self, number: u32) -> bool {
-        self.owner(number).is_some_and(|owner| owner.object.is_some())
+    /// How many numbers of kinds and owners have been given back: if it is the same as before, labels
+    /// still stand for the same objects.
+    pub fn forgotten(&self) -> u64 {
+        self.kinds.forgotten + self.owners.forgotten
     }
 
     /// Where the buffer is that has a number, if it is a buffer's.
-    pub fn place(&self, number: u32) -> Option<&Arc<Place>> {
-        self.owner(number)?.buffer.as_ref()
+    pub fn place(&self, number: u32) -> Option<&Counted<Place>> {
+        self.owners.get(number)?.buffer.as_ref()
     }
 
     // ---- moves -----------------------------------------------------------------------------
 
-    /// Makes a move, with what the memory holds, if there is any.
-    fn make_one(&mut self, relocation: &mut Relocation, at: usize) -> Result<Made, Error> {
-        let it = relocation.moves()[at];
-        if let Some(memory) = &self.memory
-            && self.space.can_move(relocation, at)
-        {
-            memory.mapping.copy(it.old, it.new, it.size as usize);
-        }
-        let made = self.space.make_move(relocation, at)?;
-        if made == Made::Moved
-            && let Some(place) = self.place(it.label.owner)
-            && place.address() == Some(it.old)
-        {
-            place.enter(it.new);
-        }
-        Ok(made)
-    }
-
     /// Makes all moves of a relocation that nobody has had the time to disturb, or none.
-    fn make_all(&mut self, relocation: &mut Relocation) -> Result<(), Error> {
+    pub fn make_all(&mut self, relocation: &mut Relocation) -> Result<(), Error> {
         let State { space, memory, owners, .. } = self;
         space.make_moves(relocation, |it| {
             // Nobody else looks at the memory before the lock is let go.
             if let Some(memory) = memory {
                 memory.mapping.copy(it.old, it.new, it.size as usize);
             }
-            let owner = owners.get((it.label.owner as usize).wrapping_sub(1));
-            if let Some(place) = owner.and_then(|owner| owner.as_ref()?.buffer.as_ref())
-                && place.address() == Some(it.old)
-            {
-                place.enter(it.new);
-            }
+            move_place(owners, it);
         })
     }
 
-    /// Makes moves at once if nobody has to be asked about any; whether they are made.
-    pub fn make_unasked(&mut self, relocation: &mut Relocation) -> Result<bool, Error> {
-        if relocation.moves().iter().any(|it| self.has_owner(it.label.owner)) {
-            return Ok(false);
-        }
-        relocation.leave_call();
-        self.make_all(relocation).map(|()| true)
+    /// Whether an owner has to be asked about one of the moves.
+    pub fn has_to_ask(&self, relocation: &Relocation) -> bool {
+        let object = |it: &Move| self.owners.get(it.label.owner)?.object.as_ref();
+        relocation.moves().iter().any(|it| object(it).is_some())
     }
 
     /// The core's number of a kind, which becomes known to the space if it was not.
-    pub fn kind_number(&mut self, kind: Py<Kind>) -> Result<potad::Kind, Error> {
-        let pointer = kind.as_ptr() as usize;
-        if let Some(&at) = self.kind_numbers.get(&pointer) {
-            self.gone.push(kind.into_any());
-            return Ok(self.kinds[at].1);
-        }
-        let number = match self.space.add_kind(kind.get().record_size, kind.get().movable) {
-            Ok(number) => number,
-            Err(error) => {
-                self.gone.push(kind.into_any());
-                return Err(error);
-            }
-        };
-        self.kind_numbers.insert(pointer, self.kinds.len());
-        self.kinds.push((kind, number));
-        Ok(number)
-    }
-
-    /// The core's number of an owner, and whether it had none before.
-    fn owner_number(&mut self, owner: Py<PyAny>) -> (u32, bool) {
-        let pointer = owner.as_ptr() as usize;
-        if let Some(&number) = self.owner_numbers.get(&pointer) {
-            self.gone.push(owner);
-            return (number, false);
-        }
-        let number = self.new_owner(Owner { object: Some(owner), buffer: None });
-        self.owner_numbers.insert(pointer, number);
-        (number, true)
-    }
-
-    /// The live allocations of an owner, ascending by start.
-    pub fn owned_by(&self, owner: usize) -> Result<Vec<Described>, Error> {
-        let is = |it: &Owner| it.object.as_ref().is_some_and(|it| it.as_ptr() as usize == owner);
-        self.space.of_owners(|number| self.owner(number).is_some_and(is))
-    }
-
-    /// The core's number of an owner that has an allocation, but for buffers.
-    fn known_owner(&self, owner: usize) -> Option<u32> {
-        self.owner_numbers.get(&owner).copied()
+    pub fn kind_number(
+        &mut self,
+        kind: &mut Option<Py<Kind>>,
+    ) -> Result<Option<potad::Kind>, Error> {
+        self.kinds.add(kind, &mut self.space, [self.buffers, self.arrays])
     }
 
     /// The core's number of a kind that the space knows.
     pub fn known_kind(&self, kind: usize) -> Option<potad::Kind> {
-        self.kind_numbers.get(&kind).map(|&at| self.kinds[at].1)
+        self.kinds.number(kind)
     }
 
-    /// Allocates, and says of the allocations, which `starts` names, what they are and whose: all of
-    /// it, or nothing. Wherever they are moved, they keep to `align`; `None` for blocks, which keep to
-    /// their own size.
+    /// The live allocations of an owner, ascending by start.
+    pub fn owned_by(&self, owner: usize) -> Result<Vec<Described>, Error> {
+        let is = |number| {
+            let object = self.owners.get(number).and_then(|it| it.object.as_ref());
+            object.is_some_and(|object| object.as_ptr() as usize == owner)
+        };
+        self.space.of_owners(is)
+    }
+
+    /// Allocates, and says of the allocations what they are and whose: all of it, or nothing. Wherever
+    /// they are moved, they keep to `align`; `None` for blocks, which keep to their own size.
     #[inline]
-    pub fn allocate<T, S: Iterator<Item = u64>>(
+    pub fn allocate<T: Allocated>(
         &mut self,
-        named: Named,
+        named: &mut Named,
         align: Option<u128>,
         act: impl FnOnce(&mut Space) -> Result<T, Error>,
-        starts: impl Fn(&T) -> S,
     ) -> Result<T, Error> {
-        let done = act(&mut self.space);
         if named.is_empty() {
-            return done;
+            return act(&mut self.space);
         }
-        match done {
-            Ok(done) => self.describe(|| starts(&done), named, align).map(|()| done),
+        let ready = self.make_ready(named, align.unwrap_or(1))?;
+        let done = act(&mut self.space).and_then(|done| {
+            let described = done.starts().try_for_each(|start| {
+                let size = || self.space.lookup(start).map_or(1, |found| found.size);
+                self.describe(start, named, &ready, align.unwrap_or_else(size))
+            });
+            match described {
+                Ok(()) => Ok(done),
+                Err(error) => {
+                    done.starts().for_each(|start| self.take_away(start));
+                    Err(error)
+                }
+            }
+        });
+        if done.is_err() {
+            self.make_unready(ready, named);
+        }
+        done
+    }
+
+    /// The label that `named` stands for, and the memory to describe one allocation with it. If nothing is
+    /// allocated then, it is to be made unready.
+    pub fn make_ready(&mut self, named: &mut Named, align: u128) -> Result<Ready, Error> {
+        if named.place.is_some() {
+            self.must_be_open()?;
+        }
+        let kind = self.kind_number(&mut named.kind)?;
+        let (owner, is_new) = match &named.place {
+            Some(place) => (self.owners.add_buffer(&mut named.owner, place)?, true),
+            None => self.owners.add_object(&mut named.owner)?,
+        };
+        let ready = Ready { label: Label { kind, owner }, is_new };
+        match self.space.make_room_to_describe(ready.label, align) {
+            Ok(()) => Ok(ready),
             Err(error) => {
-                self.put_aside(named);
+                self.make_unready(ready, named);
                 Err(error)
             }
         }
     }
 
-    /// Describes allocations that were just made, or frees them all.
-    pub fn describe<S: Iterator<Item = u64>>(
+    /// Nothing was allocated. The references that were taken are given back, if nothing has used them.
+    pub fn make_unready(&mut self, ready: Ready, named: &mut Named) {
+        if ready.is_new {
+            named.owner = self.forget_new(ready.label.owner);
+        }
+    }
+
+    /// Gives back the number of an owner of whom nothing was allocated after all, and its object.
+    pub fn forget_new(&mut self, owner: u32) -> Option<Py<PyAny>> {
+        // If the core has come to count the owner, it tells of it here, and the object is to be dropped.
+        self.settle_owners();
+        self.owners.take(owner)
+    }
+
+    /// Describes an allocation that was just made.
+    pub fn describe(
         &mut self,
-        starts: impl Fn() -> S,
-        named: Named,
-        align: Option<u128>,
+        start: u64,
+        named: &Named,
+        ready: &Ready,
+        align: u128,
     ) -> Result<(), Error> {
-        if named.is_empty() {
-            return Ok(());
+        self.space.describe(start, ready.label, align)?;
+        if let Some(place) = &named.place {
+            place.enter(start);
         }
-        if named.place.is_some()
-            && let Err(error) = self.must_be_open()
-        {
-            starts().for_each(|start| self.space.free(start).map(drop).expect("just allocated"));
-            self.put_aside(named);
-            return Err(error);
-        }
-        let kind = named.kind.map(|kind| self.kind_number(kind)).transpose();
-        let (owner, is_new) = match (named.owner, &named.place) {
-            (object, Some(place)) => {
-                (self.new_owner(Owner { object, buffer: Some(place.clone()) }), true)
-            }
-            (Some(owner), None) => self.owner_number(owner),
-            (None, None) => (0, false),
-        };
-        let described = kind.and_then(|kind| {
-            let label = Label { kind, owner };
-            starts().try_for_each(|start| {
-                let size = || self.space.lookup(start).map_or(1, |found| found.size);
-                let align = align.unwrap_or_else(size);
-                self.space.describe(start, label, align)?;
-                if let Some(place) = &named.place {
-                    place.enter(start);
-                }
-                Ok(())
-            })
-        });
-        if described.is_err() {
-            for start in starts() {
-                self.space.free(start).expect("it was just allocated");
-            }
-            // If the core was told of the owner, it says so when it is asked for those released.
-            if is_new && !self.space.has_released() {
-                self.forget(owner);
-            }
-        }
-        described
+        Ok(())
+    }
+
+    /// Frees an allocation that was just made.
+    pub fn take_away(&mut self, start: u64) {
+        self.space.free(start).expect("it was just allocated");
+    }
+
+    /// Gives back the numbers of owners that have no allocation any more.
+    fn settle_owners(&mut self) {
+        let owners = &mut self.owners;
+        self.space.take_released(|number| owners.forget(number));
     }
 
     /// The objects that a label stands for.
     pub fn objects(&self, py: Python<'_>, label: Label) -> (Option<Py<Kind>>, Option<Py<PyAny>>) {
-        let kind = label.kind.map(|kind| self.kinds[kind.index() - 1].0.clone_ref(py));
-        let owner = match label.owner {
-            0 => None,
-            number => self.owner(number).and_then(|owner| owner.object.as_ref()),
-        };
-        let owner = owner.map(|owner| owner.clone_ref(py));
-        (kind, owner)
+        let kind = label.kind.and_then(|kind| self.kinds.get(kind));
+        let owner = self.owners.get(label.owner).and_then(|owner| owner.object.as_ref());
+        (kind.map(|kind| kind.clone_ref(py)), owner.map(|owner| owner.clone_ref(py)))
     }
 
     /// What a label's allocations are told together by: the kind, and the owner's object.
     fn sort(&self, label: Label) -> (usize, usize) {
-        let owner = self.owner(label.owner).and_then(|owner| owner.object.as_ref());
+        let owner = self.owners.get(label.owner).and_then(|owner| owner.object.as_ref());
         let kind = label.kind.map_or(0, |kind| kind.index());
         (kind, owner.map_or(0, |owner| owner.as_ptr() as usize))
     }
 
     /// How many live allocations there are of each kind and owner, and how much they come to, most
     /// first.
-    pub fn tally(&self) -> Result<Vec<(Label, u64, u128)>, Error> {
+    pub fn tally(&self) -> Result<Vec<Tally>, Error> {
         let rows = self.space.tally()?.into_iter();
-        let rows = rows.map(|(label, count, size)| ((self.sort(label), None), label, count, size));
-        let merged = merge(rows).into_iter();
-        Ok(merged.map(|(_, label, count, size)| (label, count, size)).collect())
+        self.merge(rows.map(|(label, count, size)| Tally { label, why: None, count, size }))
     }
 
     /// What is in the way of a run, by kind and owner, most first.
-    pub fn obstacles(&self, within: potad::Window) -> Result<Vec<Obstacle>, Error> {
+    pub fn obstacles(&self, within: potad::Window) -> Result<Vec<Tally>, Error> {
         let rows = self.space.obstacles(within)?.into_iter();
-        let rows =
-            rows.map(|it| ((self.sort(it.label), Some(it.why)), it.label, it.count, it.size));
-        let merged = merge(rows).into_iter().filter_map(|((_, why), label, count, size)| {
-            Some(Obstacle { label, why: why?, count, size })
+        self.merge(rows.map(|Obstacle { label, why, count, size }| Tally {
+            label,
+            why: Some(why),
+            count,
+            size,
+        }))
+    }
+
+    /// Adds up the rows of one kind, owner and reason, most first: buffers have numbers of their own.
+    fn merge(&self, rows: impl ExactSizeIterator<Item = Tally>) -> Result<Vec<Tally>, Error> {
+        let mut merged: Vec<Tally> = room(rows.len())?;
+        let mut places = HashMap::new();
+        let bytes = size_of::<((usize, usize, Option<Why>), usize)>().saturating_mul(rows.len());
+        places.try_reserve(rows.len()).map_err(|_| Error::Metadata { bytes })?;
+        for row in rows {
+            let (kind, owner) = self.sort(row.label);
+            let at = *places.entry((kind, owner, row.why)).or_insert(merged.len());
+            match merged.get_mut(at) {
+                Some(sum) => {
+                    sum.count += row.count;
+                    sum.size += row.size;
+                }
+                None => merged.push(row),
+            }
+        }
+        // In place: a stable sort takes memory.
+        merged.sort_unstable_by_key(|row| {
+            let (kind, owner) = (row.label.kind.map_or(0, potad::Kind::index), row.label.owner);
+            (std::cmp::Reverse((row.size, row.count)), kind, owner)
         });
-        Ok(merged.collect())
+        Ok(merged)
     }
 
     /// Everything that is known of an allocation, and whether some of it is retired.
@@ -401,21 +376,9 @@ impl State {
         (self.space.described(start, size), self.space.is_retiring(start, size))
     }
 
-    /// References that were passed and are not needed: dropped when the lock is let go.
-    pub fn put_aside(&mut self, named: Named) {
-        self.gone.extend(named.into_objects());
-    }
-
-    /// The same of one reference.
-    pub fn put_aside_object(&mut self, object: Option<Py<PyAny>>) {
-        self.gone.extend(object);
-    }
-
     /// Refuses what allocates in an arena that was closed.
     pub fn must_be_open(&self) -> Result<(), Error> {
-        let closed =
-            || Error::Argument { name: "arena", value: "closed".into(), expected: "open".into() };
-        if self.closed { Err(closed()) } else { Ok(()) }
+        if self.closed { Err(Error::argument("arena", "closed", "open")) } else { Ok(()) }
     }
 
     // ---- memory ----------------------------------------------------------------------------
@@ -462,56 +425,73 @@ impl State {
 
     // ---- moves under way -------------------------------------------------------------------
 
-    /// Keeps moves that this thread has begun; their number.
-    pub fn keep_relocation(&mut self, relocation: Relocation) -> u64 {
+    /// Keeps moves that this thread has begun, or gives them up; their number.
+    pub fn keep_relocation(&mut self, mut relocation: Relocation) -> Result<u64, Error> {
+        if let Err(error) = reserve(&mut self.relocations, 1) {
+            self.space.give_up(&mut relocation);
+            return Err(error);
+        }
         self.relocations_begun += 1;
-        self.relocations.insert(self.relocations_begun, (thread::current().id(), relocation));
-        self.relocations_begun
+        let (number, thread) = (self.relocations_begun, this_thread());
+        self.relocations.push(Kept { number, thread, relocation });
+        Ok(number)
+    }
+
+    /// Where moves are that are under way.
+    fn kept(&self, number: u64) -> Option<usize> {
+        self.relocations.iter().position(|kept| kept.number == number)
     }
 
     /// Whether a move could be made, by the number of what is under way and its own.
     pub fn can_move(&self, number: u64, at: usize) -> bool {
-        let kept = self.relocations.get(&number);
-        kept.is_some_and(|(_, relocation)| self.space.can_move(relocation, at))
+        let kept = self.kept(number).map(|kept| &self.relocations[kept].relocation);
+        kept.is_some_and(|relocation| self.space.can_move(relocation, at))
     }
 
     /// Makes one of the moves that are under way; it stays if they are not any more.
     pub fn make_kept(&mut self, number: u64, at: usize) -> Result<Made, Error> {
-        let Some((thread, mut relocation)) = self.relocations.remove(&number) else {
-            return Ok(Made::Stays);
-        };
-        let made = self.make_one(&mut relocation, at);
-        self.relocations.insert(number, (thread, relocation));
-        made
+        let Some(kept) = self.kept(number) else { return Ok(Made::Stays) };
+        let relocation = &mut self.relocations[kept].relocation;
+        let it = relocation.moves()[at];
+        if let Some(memory) = &self.memory
+            && self.space.can_move(relocation, at)
+        {
+            memory.mapping.copy(it.old, it.new, it.size as usize);
+        }
+        let made = self.space.make_move(relocation, at)?;
+        if made == Made::Moved {
+            move_place(&self.owners, &it);
+        }
+        Ok(made)
     }
 
     /// Whether what a move is of was freed; then the move is over.
     pub fn is_gone(&mut self, number: u64, at: usize) -> bool {
-        let kept = self.relocations.get_mut(&number);
-        kept.is_some_and(|(_, relocation)| self.space.is_gone(relocation, at))
+        let kept = self.kept(number).map(|kept| &mut self.relocations[kept].relocation);
+        kept.is_some_and(|relocation| self.space.is_gone(relocation, at))
     }
 
     /// One of the moves that are under way is not wanted.
     pub fn refuse_kept(&mut self, number: u64, at: usize) -> Result<(), Error> {
-        match self.relocations.get(&number) {
-            Some((_, relocation)) => self.space.refuse(relocation, at),
+        match self.kept(number) {
+            Some(kept) => self.space.refuse(&self.relocations[kept].relocation, at),
             None => Ok(()),
         }
     }
 
     /// Takes moves that are under way, to finish them or give them up.
     pub fn take_relocation(&mut self, number: u64) -> Option<Relocation> {
-        self.relocations.remove(&number).map(|(_, relocation)| relocation)
+        self.kept(number).map(|kept| self.relocations.swap_remove(kept).relocation)
     }
 
     /// Gives up the moves of all other threads: in a child process there are none.
     pub fn give_up_others(&mut self) {
-        let this = thread::current().id();
+        let this = this_thread();
         let space = &mut self.space;
-        self.relocations.retain(|_, (thread, relocation)| {
-            let mine = *thread == this;
+        self.relocations.retain_mut(|kept| {
+            let mine = kept.thread == this;
             if !mine {
-                space.give_up(relocation);
+                space.give_up(&mut kept.relocation);
             }
             mine
         });
@@ -519,44 +499,36 @@ impl State {
 
     /// For the garbage collector.
     pub fn traverse(&self, visit: &PyVisit<'_>) -> Result<(), PyTraverseError> {
-        for owner in self.owners.iter().flatten() {
-            visit.call(&owner.object)?;
-        }
-        for (kind, _) in &self.kinds {
-            visit.call(kind)?;
-        }
-        Ok(())
+        self.owners.traverse(visit)?;
+        self.kinds.traverse(visit)
     }
 
-    /// Owners, of a space that nobody can reach any more.
-    pub fn clear(&mut self) -> Vec<Py<PyAny>> {
-        self.owner_numbers.clear();
-        self.owners.iter_mut().flatten().filter_map(|owner| owner.object.take()).collect()
+    /// One reference to an owner, from `at` on, of a space that nobody can reach any more.
+    pub fn clear_one(&mut self, at: &mut usize) -> Option<Py<PyAny>> {
+        self.owners.clear_one(at)
     }
 }
 
 impl Drop for State {
     fn drop(&mut self) {
-        drop_all(self.clear());
+        let mut at = 0;
+        while let Some(owner) = self.clear_one(&mut at) {
+            drop_object(owner);
+        }
     }
 }
 
-type Row = (((usize, usize), Option<Why>), Label, u64, u128);
-
-/// Adds up the rows that are of one sort, most first: buffers have numbers of their own.
-fn merge(rows: impl Iterator<Item = Row>) -> Vec<Row> {
-    let mut merged: Vec<Row> = Vec::new();
-    let mut places = HashMap::new();
-    for row in rows {
-        let at = *places.entry(row.0).or_insert(merged.len());
-        match merged.get_mut(at) {
-            Some((_, _, count, size)) => {
-                *count += row.2;
-                *size += row.3;
-            }
-            None => merged.push(row),
-        }
+/// Tells a buffer of its new address.
+fn move_place(owners: &Owners, it: &Move) {
+    if let Some(place) = owners.get(it.label.owner).and_then(|owner| owner.buffer.as_ref())
+        && place.address() == Some(it.old)
+    {
+        place.enter(it.new);
     }
-    merged.sort_by_key(|&(_, _, count, size)| std::cmp::Reverse((size, count)));
-    merged
+}
+
+/// This thread. Rust's own number for it takes memory in a thread that Rust has not started.
+fn this_thread() -> u64 {
+    // SAFETY: it may be called in any thread.
+    unsafe { ffi::PyThread_get_thread_ident() as u64 }
 }

@@ -79,7 +79,8 @@ pub enum Error {
 }
 
 impl Error {
-    pub(crate) fn argument(
+    /// An argument that makes no sense. Where there is no memory for all of a text, it is cut off.
+    pub fn argument(
         name: &'static str,
         value: impl fmt::Display,
         expected: impl fmt::Display,

@@ -6,22 +6,24 @@
 //! any more.
 
 use std::ffi::c_int;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
 use pyo3::ffi;
+use pyo3::intern;
 use pyo3::prelude::*;
-use pyo3::types::{PyDict, PyTuple};
+use pyo3::types::{PyDict, PyInt, PyString, PyTuple};
 use pyo3::{PyTraverseError, PyVisit};
 
 use potad::{Error, Fit, Label};
 
 use super::export::{BufferPin, Export};
+use crate::counted::Counted;
 use crate::descriptor::Descriptor;
 use crate::errors;
 use crate::kind::Kind;
+use crate::objects::{integer, string, tuple};
 use crate::space::Space;
-use crate::state::{Owner, State};
+use crate::state::State;
 
 /// Where a buffer is. Written with the space locked.
 pub struct Place {
@@ -34,12 +36,13 @@ pub struct Place {
 }
 
 impl Place {
-    pub fn new() -> Arc<Self> {
-        Arc::new(Place {
+    pub fn new() -> Result<Counted<Self>, Error> {
+        let place = Place {
             address: AtomicU64::new(0),
             is_there: AtomicBool::new(false),
             holds: AtomicU32::new(0),
-        })
+        };
+        Counted::new(place).map_err(|_| Error::Metadata { bytes: size_of::<Self>() })
     }
 
     /// Its address, if it was not freed.
@@ -67,17 +70,17 @@ impl Place {
 impl State {
     /// The address of a buffer, if it still is one.
     #[inline]
-    fn buffer_at(&self, place: &Arc<Place>) -> Option<u64> {
+    fn buffer_at(&self, place: &Counted<Place>) -> Option<u64> {
         let address = place.address()?;
         let found = self.place(self.label_at(address).owner)?;
-        Arc::ptr_eq(found, place).then_some(address)
+        found.is(place).then_some(address)
     }
 
     /// Does something with the address of a buffer; `None` if it is none any more.
     #[inline]
     fn at_buffer<T>(
         &mut self,
-        place: &Arc<Place>,
+        place: &Counted<Place>,
         act: impl FnOnce(&mut State, u64) -> Result<T, Error>,
     ) -> Result<Option<T>, Error> {
         self.buffer_at(place).map(|address| act(self, address)).transpose()
@@ -91,29 +94,29 @@ impl State {
         }
     }
 
-    /// Allocates a buffer that is to be at a place.
+    /// Allocates a buffer that is to be at a place. Takes the references to its kind, if that is new, and
+    /// to its owner.
     pub fn alloc_buffer(
         &mut self,
         size: u128,
         block: bool,
-        kind: potad::Kind,
-        object: Option<Py<PyAny>>,
-        place: &Arc<Place>,
+        kind: &mut Option<Py<Kind>>,
+        object: &mut Option<Py<PyAny>>,
+        place: &Counted<Place>,
     ) -> Result<(), Error> {
-        if let Err(error) = self.must_be_open() {
-            self.put_aside_object(object);
-            return Err(error);
+        self.must_be_open()?;
+        let kind = self.kind_number(kind)?.or(self.buffers);
+        let owner = self.owners.add_buffer(object, place)?;
+        match self.alloc_exactly(size, block, Label { kind, owner }) {
+            Ok(address) => {
+                place.enter(address);
+                Ok(())
+            }
+            Err(error) => {
+                *object = self.forget_new(owner);
+                Err(error)
+            }
         }
-        let owner = self.new_owner(Owner { object, buffer: Some(place.clone()) });
-        let label = Label { kind: Some(kind), owner };
-        let allocated = self.alloc_exactly(size, block, label);
-        match allocated {
-            Ok(address) => place.enter(address),
-            // The core has told of the number only if it had come to count it.
-            Err(_) if !self.space.has_released() => self.forget(owner),
-            Err(_) => {}
-        }
-        allocated.map(drop)
     }
 
     /// A block or run of exactly so many bytes, rounded up to granules.
@@ -159,14 +162,9 @@ impl State {
             && found.pins != 0
             && found.pins <= self.own_pins(found.label)
         {
-            return Err(Error::Argument {
-                name: "address",
-                value: format!("{address:#x}"),
-                expected:
-                    "in an allocation that is pinned otherwise than by being looked at, or by \
-                           Buffer.pin"
-                        .into(),
-            });
+            let expected = "in an allocation that is pinned otherwise than by being looked at, \
+                            or by Buffer.pin";
+            return Err(Error::argument("address", format_args!("{address:#x}"), expected));
         }
         self.unpin(address)
     }
@@ -196,14 +194,12 @@ impl State {
 #[pyclass(frozen, weakref, module = "potad")]
 pub struct Buffer {
     space: Py<Space>,
-    place: Arc<Place>,
-    /// How many bytes it has.
-    #[pyo3(get)]
+    place: Counted<Place>,
     pub nbytes: usize,
 }
 
 impl Buffer {
-    pub fn new(space: Py<Space>, place: Arc<Place>, nbytes: usize) -> Self {
+    pub fn new(space: Py<Space>, place: Counted<Place>, nbytes: usize) -> Self {
         Buffer { space, place, nbytes }
     }
 
@@ -233,8 +229,11 @@ impl Buffer {
     #[cold]
     fn freed_error(&self, py: Python<'_>) -> PyErr {
         let (nbytes, address) = (self.nbytes, self.place.last_address());
-        let message = format!("the buffer of {nbytes} bytes at {address:#x} was freed");
-        errors::not_allocated(py, message, address)
+        errors::not_allocated(
+            py,
+            format_args!("the buffer of {nbytes} bytes at {address:#x} was freed"),
+            address,
+        )
     }
 
     /// Pins it for a hold: where it is.
@@ -258,12 +257,14 @@ impl Buffer {
     /// Calls a method of an array of bytes over the buffer.
     fn as_array<'py>(
         this: &Bound<'py, Self>,
-        method: &str,
+        method: &Bound<'py, PyString>,
         arguments: &Bound<'py, PyTuple>,
         keywords: Option<&Bound<'py, PyDict>>,
     ) -> PyResult<Bound<'py, PyAny>> {
-        let numpy = this.py().import("numpy")?;
-        let array = numpy.call_method1("frombuffer", (this, numpy.getattr("uint8")?))?;
+        let py = this.py();
+        let numpy = py.import(intern!(py, "numpy"))?;
+        let bytes = numpy.getattr(intern!(py, "uint8"))?;
+        let array = numpy.call_method1(intern!(py, "frombuffer"), (this, bytes))?;
         array.call_method(method, arguments, keywords)
     }
 }
@@ -290,8 +291,14 @@ impl Buffer {
     ///
     /// Raises NotAllocated if it was freed, as everything that needs the memory does.
     #[getter]
-    fn address(&self, py: Python<'_>) -> PyResult<u64> {
-        self.at(py, |_, address| Ok(address))
+    fn address<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyInt>> {
+        integer(py, self.at(py, |_, address| Ok(address))?.into())
+    }
+
+    /// How many bytes it has.
+    #[getter(nbytes)]
+    fn nbytes_<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyInt>> {
+        integer(py, self.nbytes as u128)
     }
 
     /// Its descriptor: kind, owner, pins and record.
@@ -326,10 +333,11 @@ impl Buffer {
     /// How often it is pinned: once for each view or array that was made of it and is still there, for
     /// each `pin`, and for each pin of its address in the space.
     #[getter]
-    fn pins(&self, py: Python<'_>) -> PyResult<u32> {
-        self.at(py, |state, address| {
+    fn pins<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyInt>> {
+        let pins = self.at(py, |state, address| {
             Ok(state.lookup_described(address).map_or(0, |found| found.pins))
-        })
+        });
+        integer(py, pins?.into())
     }
 
     /// Pins it, so that its address can be kept: it is neither freed nor moved while the pin lives.
@@ -391,13 +399,14 @@ impl Buffer {
         self.nbytes
     }
 
-    fn __repr__(&self, py: Python<'_>) -> PyResult<String> {
-        let shared = &self.space.get().shared;
-        let place = shared.brief(py, |state| Ok(state.buffer_at(&self.place)))?;
-        Ok(match place {
-            Some(address) => format!("<potad.Buffer of {} bytes at {address:#x}>", self.nbytes),
-            None => format!("<potad.Buffer of {} bytes, freed>", self.nbytes),
-        })
+    fn __repr__<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyString>> {
+        let (shared, nbytes) = (&self.space.get().shared, self.nbytes);
+        match shared.brief(py, |state| Ok(state.buffer_at(&self.place)))? {
+            Some(address) => {
+                string(py, format_args!("<potad.Buffer of {nbytes} bytes at {address:#x}>"))
+            }
+            None => string(py, format_args!("<potad.Buffer of {nbytes} bytes, freed>")),
+        }
     }
 
     /// A view of the bytes for other libraries, as DLPack has it.
@@ -406,7 +415,8 @@ impl Buffer {
         this: &Bound<'py, Self>,
         keywords: Option<&Bound<'py, PyDict>>,
     ) -> PyResult<Bound<'py, PyAny>> {
-        Self::as_array(this, "__dlpack__", &PyTuple::empty(this.py()), keywords)
+        let py = this.py();
+        Self::as_array(this, intern!(py, "__dlpack__"), &tuple(py, [])?, keywords)
     }
 
     /// The kind and number of the device, as DLPack counts them: the processor's memory.
@@ -414,17 +424,15 @@ impl Buffer {
         (1, 0)
     }
 
-    fn __reduce_ex__<'py>(
-        this: &Bound<'py, Self>,
-        protocol: u32,
-    ) -> PyResult<(Bound<'py, PyAny>, (Bound<'py, PyAny>,))> {
+    fn __reduce_ex__<'py>(this: &Bound<'py, Self>, protocol: u32) -> PyResult<Bound<'py, PyTuple>> {
         let py = this.py();
-        let read = py.import("potad.arena")?.getattr("_read")?;
-        let bytes = match protocol {
-            0..5 => py.import("builtins")?.getattr("bytearray")?.call1((this,))?,
-            _ => py.import("pickle")?.getattr("PickleBuffer")?.call1((this,))?,
+        let read = py.import(intern!(py, "potad.arena"))?.getattr(intern!(py, "_read"))?;
+        let (module, class) = match protocol {
+            0..5 => (intern!(py, "builtins"), intern!(py, "bytearray")),
+            _ => (intern!(py, "pickle"), intern!(py, "PickleBuffer")),
         };
-        Ok((read, (bytes,)))
+        let bytes = py.import(module)?.getattr(class)?.call1((this,))?;
+        tuple(py, [read, tuple(py, [bytes])?.into_any()])
     }
 
     /// Safety: as Python asks for a buffer.

@@ -12,10 +12,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use pyo3::exceptions::PyRuntimeError;
 use pyo3::ffi;
 use pyo3::prelude::*;
-use pyo3::types::PyTuple;
+use pyo3::types::{PyString, PyTuple};
 use pyo3::{PyTraverseError, PyVisit};
 
 use super::buffer::Buffer;
+use crate::errors::raise;
+use crate::objects::{joined, string};
 
 /// One pin of a buffer. It keeps the buffer alive, whose memory would otherwise be left pinned with nothing
 /// to free it.
@@ -125,7 +127,7 @@ impl BufferPin {
 impl BufferPin {
     fn __enter__(this: Bound<'_, Self>) -> PyResult<Bound<'_, Self>> {
         if !this.get().hold.is_held.load(Ordering::Acquire) {
-            return Err(PyRuntimeError::new_err("the pin has ended: take another one"));
+            return Err(raise::<PyRuntimeError>(this.py(), "the pin has ended: take another one"));
         }
         Ok(this)
     }
@@ -136,9 +138,10 @@ impl BufferPin {
         self.hold.end();
     }
 
-    fn __repr__(&self, py: Python<'_>) -> PyResult<String> {
-        let ended = if self.hold.is_held.load(Ordering::Acquire) { "" } else { ", ended" };
-        Ok(format!("<potad.BufferPin of {}{ended}>", self.hold.buffer.bind(py).repr()?))
+    fn __repr__<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyString>> {
+        let ended = if self.hold.is_held.load(Ordering::Acquire) { ">" } else { ", ended>" };
+        let buffer = self.hold.buffer.bind(py).repr()?;
+        joined(joined(string(py, "<potad.BufferPin of ")?, buffer)?, string(py, ended)?)
     }
 
     fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {

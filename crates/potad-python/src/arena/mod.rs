@@ -16,21 +16,23 @@ mod hooks;
 mod memory;
 
 use pyo3::exceptions::{PyMemoryError, PyValueError};
+use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
-use pyo3::types::PyTuple;
+use pyo3::types::{PyString, PyTuple};
 use pyo3::{PyTraverseError, PyVisit};
 
 use potad::Error;
 
 use crate::convert::{self, Given};
 use crate::descriptor::Descriptor;
-use crate::errors;
+use crate::errors::{self, checked, raise};
 use crate::kind::Kind;
 use crate::lock::Shared;
+use crate::objects::{dict, integer, string};
 use crate::relocation::{self, Run};
 use crate::space::Space;
-use crate::state::Named;
+use crate::state::{Named, State};
 
 pub use buffer::{Buffer, Place};
 pub use memory::Memory;
@@ -107,7 +109,7 @@ impl Arena {
         if let Some(kind) = kind {
             return Ok(kind.clone());
         }
-        let made = BUFFER.get_or_try_init(py, || Py::new(py, Kind::plain("buffer", true)));
+        let made = BUFFER.get_or_try_init(py, || Py::new(py, Kind::plain(py, "buffer", true)?));
         made.map(|kind| kind.bind(py).clone())
     }
 }
@@ -129,22 +131,26 @@ impl Arena {
         let granule = granule.address("granule")?.unwrap_or(4096);
         let huge = huge.flag("huge")?;
         if bytes == 0 {
-            return Err(PyValueError::new_err("size must be above 0, not 0"));
+            return Err(raise::<PyValueError>(py, "size must be above 0, not 0"));
         }
         // What makes no space is said before anything is mapped.
-        potad::Space::new(0, bytes, granule).map_err(|error| errors::exception(py, error))?;
+        checked(py, potad::Space::new(0, bytes, granule))?;
         let no_memory = |error: std::io::Error| {
-            PyMemoryError::new_err(format!("no range of {bytes} bytes of addresses: {error}"))
+            // By its number: the system's text for it would take memory.
+            let error = error.raw_os_error().unwrap_or_default();
+            raise::<PyMemoryError>(
+                py,
+                format_args!("no range of {bytes} bytes of addresses (error {error})"),
+            )
         };
         let size = usize::try_from(bytes)
             .map_err(|_| no_memory(std::io::Error::from_raw_os_error(libc::ENOMEM)))?;
         let (mapping, page) = map(size, granule, huge).map_err(no_memory)?;
         let space = potad::Space::new(mapping.start(), bytes, granule);
-        let space = space.map_err(|error| errors::exception(py, error))?;
         let kind = Self::kind(py, None)?.unbind();
-        let shared = Shared::with_memory(space, Memory::new(mapping, page), kind);
-        let shared = shared.map_err(|error| errors::exception(py, error))?;
-        let space = Py::new(py, Space { shared })?;
+        let memory = Memory::new(mapping, page);
+        let shared = space.and_then(|space| Shared::with_memory(space, memory, kind));
+        let space = Py::new(py, Space { shared: checked(py, shared)? })?;
         Ok(Arena { space, hooks: PyOnceLock::new() })
     }
 
@@ -191,21 +197,12 @@ impl Arena {
     ) -> PyResult<Buffer> {
         let size = convert::size("nbytes", nbytes)?;
         let block = block.flag("block")?;
-        let kind = kind.map(|kind| kind.clone().unbind());
-        let (place, owner) = (Place::new(), owner.map(|owner| owner.clone().unbind()));
+        let mut kind = kind.map(|kind| kind.clone().unbind());
+        let mut owner = owner.map(|owner| owner.clone().unbind());
+        let place = checked(py, Place::new())?;
         self.space.get().shared.brief(py, |state| {
-            let kind = match kind {
-                Some(kind) => state.kind_number(kind),
-                None => Ok(state.buffers.expect("an arena has it")),
-            };
-            match kind {
-                Ok(kind) => state.alloc_buffer(size, block, kind, owner, &place),
-                Err(error) => {
-                    state.put_aside_object(owner);
-                    Err(error)
-                }
-            }
-            .map_err(named_nbytes)
+            let allocated = state.alloc_buffer(size, block, &mut kind, &mut owner, &place);
+            allocated.map_err(named_nbytes)
         })?;
         Ok(Buffer::new(self.space.clone_ref(py), place, size as usize))
     }
@@ -260,19 +257,19 @@ impl Arena {
         let align = align.map_or(Ok(1), |align| convert::size("align", align))?;
         let (fit, relocate) = (fit.fit()?, relocate.flag("relocate")?);
         if size == 0 {
-            return Err(PyValueError::new_err("nbytes must be above 0, not 0"));
+            return Err(raise::<PyValueError>(py, "nbytes must be above 0, not 0"));
         }
         let kind = Self::kind(py, kind)?;
-        let place = Place::new();
+        let place = checked(py, Place::new())?;
         let named = || Named::new(Some(&kind), owner).at(Some(&place));
         if relocate {
             let run = Run { size, align, within: None, fit };
             relocation::alloc_run(self.space.bind(py), run, &named)?;
         } else {
-            let named = named();
+            let mut named = named();
             self.space.get().shared.long(py, |state| {
                 let alloc = |space: &mut potad::Space| space.alloc_run(size, align, None, fit);
-                state.allocate(named, Some(align), alloc, |&start| std::iter::once(start))
+                state.allocate(&mut named, Some(align), alloc)
             })?;
         }
         Ok(Buffer::new(self.space.clone_ref(py), place, size as usize))
@@ -329,10 +326,13 @@ impl Arena {
         let address = convert::address("pointer", pointer)?;
         let known = self.space.get().shared.brief(py, |state| Ok(state.is_memory(address, 1)))?;
         if !known {
-            let message = format!("pointer must be one into the arena, not {address:#x}");
-            return Err(PyValueError::new_err(message));
+            return Err(raise::<PyValueError>(
+                py,
+                format_args!("pointer must be one into the arena, not {address:#x}"),
+            ));
         }
-        self.space.bind(py).call_method1("memory_failure", (address,))
+        let address = integer(py, address.into())?;
+        self.space.bind(py).call_method1(intern!(py, "memory_failure"), (address,))
     }
 
     /// Moves buffers together, and gives back to the system what they leave.
@@ -362,10 +362,11 @@ impl Arena {
     ) -> PyResult<Bound<'py, PyAny>> {
         let shared = &self.space.get().shared;
         let piece = shared.brief(py, |state| Ok(state.piece()))?;
-        let keywords = pyo3::types::PyDict::new(py);
-        keywords.set_item("budget", budget)?;
-        let arguments = (piece, u64::MAX);
-        let done = self.space.bind(py).call_method("compact", arguments, Some(&keywords))?;
+        let keywords = dict(py)?;
+        keywords.set_item(intern!(py, "budget"), budget)?;
+        let arguments = (integer(py, piece.into())?, integer(py, u64::MAX.into())?);
+        let compact = self.space.bind(py).getattr(intern!(py, "compact"))?;
+        let done = compact.call(arguments, Some(&keywords))?;
         self.trim(py)?;
         Ok(done)
     }
@@ -433,11 +434,14 @@ impl Arena {
             None => Ok(()),
             Some(found) => {
                 let live = self.space.bind(py).len()?;
-                let message = format!(
-                    "the arena has {live} live allocations, the first of {} at {:#x}",
-                    found.size, found.start
-                );
-                Err(errors::busy(py, message, found.start))
+                let (start, size) = (found.start, found.size);
+                Err(errors::busy(
+                    py,
+                    format_args!(
+                        "the arena has {live} live allocations, the first of {size} at {start:#x}"
+                    ),
+                    start,
+                ))
             }
         }
     }
@@ -451,17 +455,19 @@ impl Arena {
         self.close(py)
     }
 
-    fn __repr__(&self, py: Python<'_>) -> PyResult<String> {
-        self.space.get().shared.brief(py, |space| {
+    fn __repr__<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyString>> {
+        let figures = |space: &mut State| {
             let closed = if space.closed { " closed" } else { "" };
-            Ok(format!(
-                "<potad.Arena size={} granule={} used={} allocations={}{closed}>",
-                space.size(),
-                space.granule(),
-                space.used(),
-                space.len()
-            ))
-        })
+            Ok((space.size(), space.granule(), space.used(), space.len(), closed))
+        };
+        let shared = &self.space.get().shared;
+        let (size, granule, used, len, closed) = shared.brief(py, figures)?;
+        string(
+            py,
+            format_args!(
+                "<potad.Arena size={size} granule={granule} used={used} allocations={len}{closed}>"
+            ),
+        )
     }
 
     fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {

@@ -6,10 +6,11 @@ use pyo3::types::{PyInt, PyList};
 
 use super::Space;
 use crate::arrays;
-use crate::convert::{self, Given, integer};
+use crate::convert::{self, Given};
 use crate::kind::Kind;
+use crate::objects::{integer, list, tuple};
 use crate::relocation::{self, Run};
-use crate::state::Named;
+use crate::state::{Allocated, Named};
 
 #[pymethods]
 impl Space {
@@ -47,19 +48,20 @@ impl Space {
     /// Of several free blocks that would do, one is taken that spares the large ones: while there
     /// is plenty the lowest, later the one that fits most tightly. Which it is, is not promised.
     #[pyo3(signature = (size, *, within = None, kind = None, owner = None))]
-    fn alloc(
+    fn alloc<'py>(
         &self,
-        py: Python<'_>,
-        size: &Bound<'_, PyAny>,
-        within: Option<&Bound<'_, PyAny>>,
-        kind: Option<&Bound<'_, Kind>>,
-        owner: Option<&Bound<'_, PyAny>>,
-    ) -> PyResult<u64> {
+        py: Python<'py>,
+        size: &Bound<'py, PyAny>,
+        within: Option<&Bound<'py, PyAny>>,
+        kind: Option<&Bound<'py, Kind>>,
+        owner: Option<&Bound<'py, PyAny>>,
+    ) -> PyResult<Bound<'py, PyInt>> {
         let size = convert::size("size", size)?;
         let within = convert::window(within)?;
-        let named = Named::new(kind, owner);
+        let mut named = Named::new(kind, owner);
         let alloc = move |space: &mut potad::Space| space.alloc_within(size, within);
-        self.shared.brief(py, |state| state.allocate(named, None, alloc, one))
+        let start = self.shared.brief(py, |state| state.allocate(&mut named, None, alloc))?;
+        self.allocated(py, start)
     }
 
     /// Allocates exactly `size` of contiguous space, rounded up to granules, wherever it fits.
@@ -103,8 +105,9 @@ impl Space {
     /// owner; only if it was pinned or cut meanwhile it stays, and the owner is asked about the way back.
     /// If an owner refuses, or raises, which is told to `sys.unraisablehook`, another place is taken.
     /// Blocks keep their alignment, and runs the one they were asked for with. If the run cannot be had
-    /// in the end, what was moved is moved back, its owners being asked again: one that refuses that, and
-    /// what somebody else has taken the old place of, stays. Where there is no room elsewhere for what is in
+    /// in the end, what was moved is moved back, its owners being asked again. What stays: what an owner
+    /// refuses to have moved back, what another thread has taken the old place of, and what there is no
+    /// memory to move back with. Where there is no room elsewhere for what is in
     /// a place, the next cheapest is tried, some 4,000 of them at most.
     ///
     /// >>> import potad
@@ -144,7 +147,7 @@ impl Space {
         relocate: Given<'py>,
         kind: Option<&Bound<'py, Kind>>,
         owner: Option<&Bound<'py, PyAny>>,
-    ) -> PyResult<u64> {
+    ) -> PyResult<Bound<'py, PyInt>> {
         let size = convert::size("size", size)?;
         // Every run starts at a multiple of the granule, so 1 asks for no more.
         let align = align.map_or(Ok(1), |align| convert::size("align", align))?;
@@ -152,12 +155,14 @@ impl Space {
         let fit = fit.fit()?;
         if relocate.flag("relocate")? {
             let run = Run { size, align, within, fit };
-            return relocation::alloc_run(this, run, &|| Named::new(kind, owner));
+            let start = relocation::alloc_run(this, run, &|| Named::new(kind, owner))?;
+            return this.get().allocated(this.py(), start);
         }
         let alloc = move |space: &mut potad::Space| space.alloc_run(size, align, within, fit);
-        let named = Named::new(kind, owner);
-        let shared = &this.get().shared;
-        shared.long(this.py(), |state| state.allocate(named, Some(align), alloc, one))
+        let mut named = Named::new(kind, owner);
+        let (py, this) = (this.py(), this.get());
+        let start = this.shared.long(py, |state| state.allocate(&mut named, Some(align), alloc))?;
+        this.allocated(py, start)
     }
 
     /// Allocates exactly the range of `size` from `address` on.
@@ -182,20 +187,21 @@ impl Space {
     /// >>> space.alloc_at(40960, 12288)
     /// 40960
     #[pyo3(signature = (address, size, *, kind = None, owner = None))]
-    fn alloc_at(
+    fn alloc_at<'py>(
         &self,
-        py: Python<'_>,
-        address: &Bound<'_, PyAny>,
-        size: &Bound<'_, PyAny>,
-        kind: Option<&Bound<'_, Kind>>,
-        owner: Option<&Bound<'_, PyAny>>,
-    ) -> PyResult<u64> {
+        py: Python<'py>,
+        address: &Bound<'py, PyAny>,
+        size: &Bound<'py, PyAny>,
+        kind: Option<&Bound<'py, Kind>>,
+        owner: Option<&Bound<'py, PyAny>>,
+    ) -> PyResult<Bound<'py, PyInt>> {
         let address = convert::address("address", address)?;
         let size = convert::size("size", size)?;
-        let named = Named::new(kind, owner);
+        let mut named = Named::new(kind, owner);
         let alloc = move |space: &mut potad::Space| space.alloc_at(address, size);
         // Nothing but the address itself was asked for.
-        self.shared.brief(py, |state| state.allocate(named, Some(1), alloc, one))
+        let start = self.shared.brief(py, |state| state.allocate(&mut named, Some(1), alloc))?;
+        self.allocated(py, start)
     }
 
     /// Allocates `size` in as few blocks as the free space allows: all of it or nothing.
@@ -235,16 +241,13 @@ impl Space {
         let size = convert::size("size", size)?;
         let min_block = min_block.map(|size| convert::size("min_block", size)).transpose()?;
         let within = convert::window(within)?;
-        let named = Named::new(kind, owner);
+        let mut named = Named::new(kind, owner);
         let alloc = move |space: &mut potad::Space| {
             let min_block = min_block.unwrap_or(space.granule() as u128);
             space.alloc_scattered(size, min_block, within)
         };
-        let starts = |blocks: &Vec<(u64, u128)>| {
-            blocks.iter().map(|block| block.0).collect::<Vec<_>>().into_iter()
-        };
-        let blocks = self.shared.long(py, |state| state.allocate(named, None, alloc, starts))?;
-        ranges(py, blocks)
+        let blocks = self.shared.long(py, |state| state.allocate(&mut named, None, alloc))?;
+        ranges(py, &blocks).inspect_err(|_| self.take_away(py, &blocks))
     }
 
     /// Allocates `count` blocks of one size at once: all of them or none.
@@ -278,20 +281,33 @@ impl Space {
         let count = convert::address("count", count)?;
         // More than a word can count is more than there can be: the core says so.
         let count = usize::try_from(count).unwrap_or(usize::MAX);
-        let blocks = self.shared.long(py, |space| space.alloc_many(size, count))?;
-        Ok(arrays::array(py, blocks))
+        let mut blocks = self.shared.long(py, |space| space.alloc_many(size, count))?;
+        arrays::array(py, &mut blocks).inspect_err(|_| self.take_away(py, &blocks))
     }
 }
 
-/// Where a single allocation starts.
-fn one(start: &u64) -> std::option::IntoIter<u64> {
-    Some(*start).into_iter()
+impl Space {
+    /// The address of what was just allocated, which is freed if there is no memory for that.
+    fn allocated<'py>(&self, py: Python<'py>, start: u64) -> PyResult<Bound<'py, PyInt>> {
+        integer(py, start.into()).inspect_err(|_| self.take_away(py, &start))
+    }
+
+    /// Frees what was just allocated, as far as others have left it like that.
+    fn take_away(&self, py: Python<'_>, allocated: &(impl Allocated + Sync)) {
+        let freed = self.shared.long(py, |state| {
+            // What others have done to an allocation since is theirs.
+            allocated.starts().for_each(|start| drop(state.free(start)));
+            Ok(())
+        });
+        // Only a space that is of no further use refuses that.
+        drop(freed);
+    }
 }
 
 /// A list of pairs of start and size.
-pub(super) fn ranges(py: Python<'_>, ranges: Vec<(u64, u128)>) -> PyResult<Bound<'_, PyList>> {
-    let pairs = ranges
-        .into_iter()
-        .map(|(start, size)| -> (u64, Bound<'_, PyInt>) { (start, integer(py, size)) });
-    PyList::new(py, pairs.collect::<Vec<_>>())
+pub(super) fn ranges<'py>(py: Python<'py>, ranges: &[(u64, u128)]) -> PyResult<Bound<'py, PyList>> {
+    list(py, ranges.iter(), |&(start, size)| {
+        let pair = [integer(py, start.into())?.into_any(), integer(py, size)?.into_any()];
+        Ok(tuple(py, pair)?.into_any())
+    })
 }

@@ -1,19 +1,25 @@
 //! What allocations are and whose: pins, records, owners, and what happens when memory fails.
 
-use numpy::{PyArray1, PyArrayMethods};
+use std::sync::{Mutex, PoisonError};
+
+use numpy::PyArray1;
 use pyo3::exceptions::{PyException, PyOverflowError, PyRuntimeError};
+use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
-use pyo3::types::{PyBytes, PyList};
+use pyo3::types::{PyInt, PyList, PyTuple};
 use pyo3::{PyTraverseError, PyVisit};
 
-use potad::{Described, Error};
+use potad::Error;
 
 use super::Space;
 use crate::arrays;
-use crate::convert::{self, integer};
+use crate::convert;
 use crate::descriptor::Descriptor;
+use crate::errors::{checked, raise};
 use crate::kind::Kind;
+use crate::memory::reserve;
+use crate::objects::{bytes, integer, list, or_none, tuple};
 
 static TELL_OWNER: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
 static OUTCOME: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
@@ -49,9 +55,14 @@ impl Space {
     ///
     /// What `get_user_pages` does to pages in Linux.
     #[pyo3(signature = (address))]
-    fn pin(&self, py: Python<'_>, address: &Bound<'_, PyAny>) -> PyResult<u32> {
+    fn pin<'py>(
+        &self,
+        py: Python<'py>,
+        address: &Bound<'py, PyAny>,
+    ) -> PyResult<Bound<'py, PyInt>> {
         let address = convert::address("address", address)?;
-        self.shared.brief(py, |space| space.pin(address))
+        let pins = self.shared.brief(py, |space| space.pin(address))?;
+        integer(py, pins.into()).inspect_err(|_| self.unpin_all(py, &[address]))
     }
 
     /// Takes one pin back of the allocation that an address lies in.
@@ -74,9 +85,13 @@ impl Space {
     /// >>> space.pin(block), space.unpin(block)
     /// (1, 0)
     #[pyo3(signature = (address))]
-    fn unpin(&self, py: Python<'_>, address: &Bound<'_, PyAny>) -> PyResult<u32> {
+    fn unpin<'py>(
+        &self,
+        py: Python<'py>,
+        address: &Bound<'py, PyAny>,
+    ) -> PyResult<Bound<'py, PyInt>> {
         let address = convert::address("address", address)?;
-        self.shared.brief(py, |state| state.unpin_for_caller(address))
+        integer(py, self.shared.brief(py, |state| state.unpin_for_caller(address))?.into())
     }
 
     /// A context in which the allocation that an address lies in is pinned.
@@ -103,7 +118,7 @@ impl Space {
     #[pyo3(signature = (address))]
     fn pinned(this: Py<Self>, address: &Bound<'_, PyAny>) -> PyResult<Pinned> {
         let address = convert::address("address", address)?;
-        Ok(Pinned { space: this, address, entered: std::sync::Mutex::new(Vec::new()) })
+        Ok(Pinned { space: this, address, entered: Mutex::new(Vec::new()) })
     }
 
     /// Pins every allocation that a range touches, or none.
@@ -136,8 +151,8 @@ impl Space {
     ) -> PyResult<Bound<'py, PyArray1<u64>>> {
         let start = convert::address("start", start)?;
         let size = convert::size("size", size)?;
-        let starts = self.shared.long(py, |space| space.pin_range(start, size))?;
-        Ok(arrays::array(py, starts))
+        let mut starts = self.shared.long(py, |space| space.pin_range(start, size))?;
+        arrays::array(py, &mut starts).inspect_err(|_| self.unpin_all(py, &starts))
     }
 
     /// Takes a granule out of service whose memory has failed, and tells whom it belongs to.
@@ -183,29 +198,32 @@ impl Space {
         address: &Bound<'py, PyAny>,
     ) -> PyResult<Bound<'py, PyAny>> {
         let address = convert::address("address", address)?;
-        let found = self.shared.attached(py, |state| {
+        // All that it takes to tell the owner is there before the granule is retired.
+        let tell_owner = TELL_OWNER.import(py, "potad.failure", "tell_owner")?;
+        let failed =
+            OUTCOME.import(py, "potad.failure", "Outcome")?.getattr(intern!(py, "FAILED"))?;
+        let number = integer(py, address.into())?;
+        let mut found = None;
+        self.shared.attached(py, |state| {
+            if let Some(it) = state.lookup(address) {
+                found = Some(Descriptor::new(py, &self.shared, state, it.start, it.size)?);
+            }
             let granule = state.granule();
             let retired = state.retire(address & !(granule - 1), granule.into());
             retired.map_err(|error| match error {
-                Error::Argument { value: _, expected, .. } => {
-                    let value = format!("{address:#x}");
-                    Error::Argument { name: "address", value, expected }
+                Error::Argument { expected, .. } => {
+                    Error::argument("address", format_args!("{address:#x}"), expected)
                 }
                 other => other,
-            })?;
-            let found = state.lookup(address);
-            let found = found
-                .map(|found| Descriptor::new(py, &self.shared, state, found.start, found.size));
-            found.transpose()
+            })
         })?;
-        let tell = TELL_OWNER.import(py, "potad.failure", "tell_owner")?;
-        tell.call1((address, found)).or_else(|error| {
+        tell_owner.call1((number, found)).or_else(|error| {
             // What is no plain error, such as an interrupt, is for the caller.
             if !error.is_instance_of::<PyException>(py) {
                 return Err(error);
             }
             error.write_unraisable(py, None);
-            OUTCOME.import(py, "potad.failure", "Outcome")?.getattr("FAILED")
+            Ok(failed)
         })
     }
 
@@ -240,26 +258,35 @@ impl Space {
         kind: &Bound<'py, Kind>,
     ) -> PyResult<Bound<'py, PyAny>> {
         let pointer = kind.as_ptr() as usize;
-        let (found, owners, bytes) = self.shared.attached(py, |state| {
+        let mut owners = Vec::new();
+        let (found, content) = self.shared.attached(py, |state| {
             let Some(number) = state.known_kind(pointer) else {
-                return Ok((Vec::new(), Vec::new(), Vec::new()));
+                return Ok((Vec::new(), Vec::new()));
             };
             let found = state.of_kind(number)?;
-            let owners: Vec<_> = found.iter().map(|d| state.objects(py, d.label).1).collect();
-            let bytes = state.read_records(found.iter().map(|described| described.start))?;
-            Ok((found, owners, bytes))
+            reserve(&mut owners, found.len())?;
+            let content = state.read_records(found.iter().map(|described| described.start))?;
+            owners.extend(found.iter().map(|described| state.objects(py, described.label).1));
+            Ok((found, content))
         })?;
-        let sizes = found.iter().map(|described| u64::try_from(described.size));
-        let Ok(sizes) = sizes.collect::<Result<Vec<u64>, _>>() else {
-            let message = "an allocation has all 2**64 addresses, a size that uint64 cannot hold";
-            return Err(PyOverflowError::new_err(message));
-        };
-        let starts = arrays::array(py, found.iter().map(|described| described.start).collect());
-        let pins: Vec<u32> = found.iter().map(|described| described.pins).collect();
-        let pins = PyArray1::from_vec(py, pins).to_dyn().clone();
-        let owners = PyList::new(py, owners)?;
+        let mut columns: [Vec<u64>; 3] = Default::default();
+        let [starts, sizes, pins] = &mut columns;
+        for column in [&mut *starts, sizes, pins] {
+            checked(py, reserve(column, found.len()))?;
+        }
+        for described in &found {
+            let Ok(size) = u64::try_from(described.size) else {
+                let text = "an allocation has all 2**64 addresses, a size that uint64 cannot hold";
+                return Err(raise::<PyOverflowError>(py, text));
+            };
+            starts.push(described.start);
+            sizes.push(size);
+            pins.push(described.pins.into());
+        }
+        let [starts, sizes, pins] = columns.each_mut().map(|column| arrays::array(py, column));
+        let owners = list(py, owners.into_iter(), |owner| Ok(or_none(py, owner)))?;
         let make = RECORDS.import(py, "potad.usage", "records")?;
-        make.call1((kind, starts, arrays::array(py, sizes), pins, owners, PyBytes::new(py, &bytes)))
+        make.call1((kind, starts?, sizes?, pins?, owners, bytes(py, &content)?))
     }
 
     /// The live allocations of an owner.
@@ -278,15 +305,23 @@ impl Space {
     /// >>> [descriptor.size for descriptor in space.owned_by(owner)]
     /// [8192]
     #[pyo3(signature = (owner))]
-    fn owned_by(&self, py: Python<'_>, owner: &Bound<'_, PyAny>) -> PyResult<Vec<Descriptor>> {
+    fn owned_by<'py>(
+        &self,
+        py: Python<'py>,
+        owner: &Bound<'py, PyAny>,
+    ) -> PyResult<Bound<'py, PyList>> {
         let pointer = owner.as_ptr() as usize;
+        // Outside of what happens under the lock, where none may be dropped.
+        let mut descriptors = Vec::new();
         self.shared.attached(py, |state| {
             let found = state.owned_by(pointer)?;
-            let descriptor = |found: Described| {
-                Descriptor::new(py, &self.shared, state, found.start, found.size)
-            };
-            found.into_iter().map(descriptor).collect()
-        })
+            reserve(&mut descriptors, found.len())?;
+            for it in found {
+                descriptors.push(Descriptor::new(py, &self.shared, state, it.start, it.size)?);
+            }
+            Ok(())
+        })?;
+        list(py, descriptors.into_iter(), |descriptor| Ok(Bound::new(py, descriptor)?.into_any()))
     }
 
     /// How much of the space is in use, by kind and owner.
@@ -306,17 +341,31 @@ impl Space {
     /// page   -                  1   8,192   10.5%
     /// total                     3  77,824  100.0%
     fn report<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
-        let rows = self.shared.attached(py, |state| {
-            let tally = state.tally()?.into_iter();
-            Ok(tally
-                .map(|(label, count, size)| (state.objects(py, label), count, size))
-                .collect::<Vec<_>>())
+        let mut rows = Vec::new();
+        self.shared.attached(py, |state| {
+            let tally = state.tally()?;
+            reserve(&mut rows, tally.len())?;
+            rows.extend(tally.into_iter().map(|it| (state.objects(py, it.label), it)));
+            Ok(())
         })?;
-        let rows = rows
-            .into_iter()
-            .map(|((kind, owner), count, size)| (kind, owner, count, integer(py, size)));
-        let rows = PyList::new(py, rows.collect::<Vec<_>>())?;
+        let rows = list(py, rows.into_iter(), |((kind, owner), it)| {
+            let (count, size) = (integer(py, it.count.into())?, integer(py, it.size)?);
+            let (kind, owner) = (or_none(py, kind), or_none(py, owner));
+            Ok(tuple(py, [kind, owner, count.into_any(), size.into_any()])?.into_any())
+        })?;
         REPORT.import(py, "potad.usage", "Report")?.call1((rows,))
+    }
+}
+
+impl Space {
+    /// Takes back pins whose caller is not told of them.
+    fn unpin_all(&self, py: Python<'_>, addresses: &[u64]) {
+        let unpinned = self.shared.long(py, |state| {
+            addresses.iter().for_each(|&address| drop(state.unpin_for_caller(address)));
+            Ok(())
+        });
+        // Only a space that is of no further use refuses that.
+        drop(unpinned);
     }
 }
 
@@ -326,20 +375,30 @@ pub struct Pinned {
     space: Py<Space>,
     address: u64,
     /// Starts of the allocations that were pinned on entering, innermost last.
-    entered: std::sync::Mutex<Vec<u64>>,
+    entered: Mutex<Vec<u64>>,
 }
 
 #[pymethods]
 impl Pinned {
-    fn __enter__(&self, py: Python<'_>) -> PyResult<Descriptor> {
+    fn __enter__<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, Descriptor>> {
         let shared = &self.space.get().shared;
-        shared.attached(py, |state| {
+        let descriptor = shared.attached(py, |state| {
+            let mut entered = self.entered.lock().unwrap_or_else(PoisonError::into_inner);
+            reserve(&mut entered, 1)?;
             state.pin(self.address)?;
             let found = state.lookup(self.address).expect("it was just pinned");
-            let mut entered = self.entered.lock().unwrap_or_else(|error| error.into_inner());
-            entered.push(found.start);
-            Descriptor::new(py, shared, state, found.start, found.size)
-        })
+            match Descriptor::new(py, shared, state, found.start, found.size) {
+                Ok(descriptor) => {
+                    entered.push(found.start);
+                    Ok(descriptor)
+                }
+                Err(error) => {
+                    state.unpin(found.start)?;
+                    Err(error)
+                }
+            }
+        })?;
+        Bound::new(py, descriptor).inspect_err(|_| drop(self.leave(py)))
     }
 
     fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
@@ -347,10 +406,16 @@ impl Pinned {
     }
 
     #[pyo3(signature = (*_raised))]
-    fn __exit__(&self, py: Python<'_>, _raised: &Bound<'_, pyo3::types::PyTuple>) -> PyResult<()> {
-        let entered = self.entered.lock().unwrap_or_else(|error| error.into_inner()).pop();
+    fn __exit__(&self, py: Python<'_>, _raised: &Bound<'_, PyTuple>) -> PyResult<()> {
+        self.leave(py)
+    }
+}
+
+impl Pinned {
+    fn leave(&self, py: Python<'_>) -> PyResult<()> {
+        let entered = self.entered.lock().unwrap_or_else(PoisonError::into_inner).pop();
         let Some(start) = entered else {
-            return Err(PyRuntimeError::new_err("left a context that was not entered"));
+            return Err(raise::<PyRuntimeError>(py, "left a context that was not entered"));
         };
         self.space.get().shared.brief(py, |state| state.unpin_for_caller(start).map(drop))
     }

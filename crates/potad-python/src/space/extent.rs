@@ -10,6 +10,8 @@ use super::Space;
 use super::allocate::ranges;
 use crate::arrays;
 use crate::convert;
+use crate::memory;
+use crate::state::State;
 
 #[pymethods]
 impl Space {
@@ -45,9 +47,8 @@ impl Space {
         let size = convert::size("size", size)?;
         self.shared.long(py, |state| {
             if !state.is_memory(start, size) {
-                let value = format!("{start:#x}");
-                let expected = "that of a range in the arena's memory".into();
-                return Err(Error::Argument { name: "start", value, expected });
+                let expected = "that of a range in the arena's memory";
+                return Err(Error::argument("start", format_args!("{start:#x}"), expected));
             }
             state.add(start, size)
         })
@@ -98,7 +99,7 @@ impl Space {
     /// >>> potad.Space(1 << 20, base=4096).spans()
     /// [(4096, 1048576)]
     fn spans<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyList>> {
-        ranges(py, self.shared.long(py, |space| Ok(space.spans().collect::<Vec<_>>()))?)
+        ranges(py, &self.shared.long(py, |space| memory::gather(space.spans()))?)
     }
 
     /// Takes granules out of service for good: at once where free, when freed where in use.
@@ -176,11 +177,10 @@ impl Space {
     /// >>> space.retired().tolist()
     /// [8192, 12288]
     fn retired<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyArray1<u64>>> {
-        let (ranges, granule) = self
-            .shared
-            .long(py, |space| Ok((space.retired().collect::<Vec<_>>(), space.granule())))?;
+        let look = |space: &mut State| Ok((memory::gather(space.retired())?, space.granule()));
+        let (ranges, granule) = self.shared.long(py, look)?;
         let count: u128 = ranges.iter().map(|(_, size)| size / granule as u128).sum();
-        let mut addresses = arrays::room(usize::try_from(count).unwrap_or(usize::MAX))?;
+        let mut addresses = arrays::room(py, usize::try_from(count).unwrap_or(usize::MAX))?;
         py.detach(|| {
             for (start, size) in ranges {
                 let last = start + (size - granule as u128) as u64;
@@ -188,7 +188,7 @@ impl Space {
                 addresses.extend((start >> shift..=last >> shift).map(|number| number << shift));
             }
         });
-        Ok(arrays::array(py, addresses))
+        arrays::array(py, &mut addresses)
     }
 
     /// The ranges that are out of service, or will be when they are freed, ascending: a list of
@@ -202,6 +202,6 @@ impl Space {
     /// >>> space.retired_ranges()
     /// [(8192, 8192)]
     fn retired_ranges<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyList>> {
-        ranges(py, self.shared.long(py, |space| Ok(space.retired().collect::<Vec<_>>()))?)
+        ranges(py, &self.shared.long(py, |space| memory::gather(space.retired()))?)
     }
 }

@@ -1,14 +1,14 @@
 //! From any address to the allocation it lies in.
 
-use numpy::PyArray1;
 use pyo3::exceptions::PyOverflowError;
 use pyo3::prelude::*;
+use pyo3::types::PyTuple;
 
 use super::Space;
 use crate::descriptor::Descriptor;
+use crate::errors::raise;
+use crate::objects::tuple;
 use crate::{arrays, convert};
-
-type Arrays<'py> = (Bound<'py, PyArray1<u64>>, Bound<'py, PyArray1<u64>>);
 
 #[pymethods]
 impl Space {
@@ -71,9 +71,9 @@ impl Space {
         &self,
         py: Python<'py>,
         addresses: &Bound<'py, PyAny>,
-    ) -> PyResult<Arrays<'py>> {
+    ) -> PyResult<Bound<'py, PyTuple>> {
         let mut starts = arrays::addresses("addresses", addresses)?;
-        let mut sizes = arrays::room(starts.len())?;
+        let mut sizes = arrays::room(py, starts.len())?;
         let fits = self.shared.long(py, |space| {
             for address in &mut starts {
                 let found = space.lookup(*address);
@@ -87,8 +87,9 @@ impl Space {
         })?;
         if !fits {
             let message = "an allocation has all 2**64 addresses, a size that uint64 cannot hold";
-            return Err(PyOverflowError::new_err(message));
+            return Err(raise::<PyOverflowError>(py, message));
         }
-        Ok((arrays::array(py, starts), arrays::array(py, sizes)))
+        let (starts, sizes) = (arrays::array(py, &mut starts)?, arrays::array(py, &mut sizes)?);
+        tuple(py, [starts.into_any(), sizes.into_any()])
     }
 }

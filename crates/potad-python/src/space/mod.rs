@@ -14,13 +14,15 @@ mod relocate;
 
 use pyo3::exceptions::PyTypeError;
 use pyo3::prelude::*;
-use pyo3::types::{PyDict, PyInt};
+use pyo3::types::{PyDict, PyInt, PyString};
 use pyo3::{PyTraverseError, PyVisit};
 
-use crate::convert::{self, Given, integer};
+use crate::convert::{self, Given};
 use crate::descriptor::SpaceIterator;
-use crate::errors;
+use crate::errors::{checked, raise};
 use crate::lock::Shared;
+use crate::objects::{dict, integer, string};
+use crate::state::State;
 
 /// Address units that `Space` hands out at least, where it is not told.
 const DEFAULT_GRANULE: u64 = 4096;
@@ -87,50 +89,49 @@ impl Space {
         let granule = granule.address("granule")?.unwrap_or(DEFAULT_GRANULE);
         let base = base.address("base")?.unwrap_or(0);
         let space = potad::Space::new(base, size, granule);
-        let space = space.map_err(|error| errors::exception(py, error))?;
-        Ok(Space { shared: Shared::new(space) })
+        Ok(Space { shared: checked(py, space.and_then(Shared::new))? })
     }
 
     /// Address units in the space: what is free, allocated or retired.
     #[getter]
     fn size<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyInt>> {
-        Ok(integer(py, self.shared.brief(py, |space| Ok(space.size()))?))
+        integer(py, self.shared.brief(py, |space| Ok(space.size()))?)
     }
 
     /// The smallest amount handed out, in address units.
     #[getter]
-    fn granule(&self, py: Python<'_>) -> PyResult<u64> {
-        self.shared.brief(py, |space| Ok(space.granule()))
+    fn granule<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyInt>> {
+        integer(py, self.shared.brief(py, |space| Ok(space.granule()))?.into())
     }
 
     /// The address the space was made with; a span added later may lie below it.
     #[getter]
-    fn base(&self, py: Python<'_>) -> PyResult<u64> {
-        self.shared.brief(py, |space| Ok(space.base()))
+    fn base<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyInt>> {
+        integer(py, self.shared.brief(py, |space| Ok(space.base()))?.into())
     }
 
     /// Address units that are free. With `used` and what is retired and free they come to `size`.
     #[getter]
     fn available<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyInt>> {
-        Ok(integer(py, self.shared.brief(py, |space| Ok(space.available()))?))
+        integer(py, self.shared.brief(py, |space| Ok(space.available()))?)
     }
 
     /// Address units in allocations.
     #[getter]
     fn used<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyInt>> {
-        Ok(integer(py, self.shared.brief(py, |space| Ok(space.used()))?))
+        integer(py, self.shared.brief(py, |space| Ok(space.used()))?)
     }
 
     /// Size of the largest block that `alloc` could return now; 0 if nothing is free.
     #[getter]
     fn largest_free<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyInt>> {
-        Ok(integer(py, self.shared.brief(py, |space| Ok(space.largest_free()))?))
+        integer(py, self.shared.brief(py, |space| Ok(space.largest_free()))?)
     }
 
     /// Bytes of memory that the space keeps its records in, besides this object.
     #[getter]
-    fn metadata_bytes(&self, py: Python<'_>) -> PyResult<usize> {
-        self.shared.brief(py, |space| Ok(space.metadata_bytes()))
+    fn metadata_bytes<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyInt>> {
+        integer(py, self.shared.brief(py, |space| Ok(space.metadata_bytes()))? as u128)
     }
 
     /// How many blocks of which size are free: a dict from block size to number, ascending.
@@ -146,9 +147,9 @@ impl Space {
     /// {4096: 1, 8192: 1, 16384: 1}
     fn free_blocks<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
         let counts = self.shared.long(py, |space| Ok(space.free_blocks()))?;
-        let blocks = PyDict::new(py);
+        let blocks = dict(py)?;
         for (size, count) in counts {
-            blocks.set_item(integer(py, size), count)?;
+            blocks.set_item(integer(py, size)?, integer(py, count.into())?)?;
         }
         Ok(blocks)
     }
@@ -219,17 +220,18 @@ impl Space {
         SpaceIterator::new(this)
     }
 
-    fn __repr__(&self, py: Python<'_>) -> PyResult<String> {
-        self.shared.brief(py, |space| {
-            Ok(format!(
-                "<potad.Space base={:#x} size={} granule={} used={} allocations={}>",
-                space.base(),
-                space.size(),
-                space.granule(),
-                space.used(),
-                space.len()
-            ))
-        })
+    fn __repr__<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyString>> {
+        let figures = |space: &mut State| {
+            Ok((space.base(), space.size(), space.granule(), space.used(), space.len()))
+        };
+        let (base, size, granule, used, len) = self.shared.brief(py, figures)?;
+        string(
+            py,
+            format_args!(
+                "<potad.Space base={base:#x} size={size} granule={granule} used={used} \
+                 allocations={len}>"
+            ),
+        )
     }
 
     fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
@@ -240,7 +242,7 @@ impl Space {
         self.shared.clear();
     }
 
-    fn __reduce__(&self) -> PyResult<()> {
-        Err(PyTypeError::new_err("a Space cannot be pickled or copied"))
+    fn __reduce__(&self, py: Python<'_>) -> PyResult<()> {
+        Err(raise::<PyTypeError>(py, "a Space cannot be pickled or copied"))
     }
 }

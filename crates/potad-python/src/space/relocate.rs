@@ -2,14 +2,17 @@
 
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
-use pyo3::types::PyInt;
+use pyo3::types::PyTuple;
 
 use potad::Move;
 
 use super::Space;
 use crate::convert::{self, Given};
 use crate::descriptor::Descriptor;
-use crate::relocation::{self, Blocks, addresses, no_room};
+use crate::errors::checked;
+use crate::memory;
+use crate::objects::{integer, list, tuple};
+use crate::relocation::{self, Blocks, no_room};
 
 static COMPACTION: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
 static PLAN: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
@@ -35,7 +38,8 @@ impl Space {
     ///
     /// Raises:
     ///     ValueError, TypeError, OverflowError: an argument is not as above.
-    ///     MemoryError: there is no memory for metadata.
+    ///     MemoryError: there is no memory for metadata. Moves that owners were asked about and that were
+    ///         made before stay made.
     ///
     /// Takes nanoseconds for each 64 granules of the space, a microsecond for each allocation that is
     /// moved, and what their owners do.
@@ -64,7 +68,7 @@ impl Space {
         let py = this.py();
         let (blocks, moved) = relocation::compact(this, blocks(size, &count, within, budget)?)?;
         let make = COMPACTION.import(py, "potad.relocation", "compaction")?;
-        make.call1((blocks, addresses(py, &moved)))
+        make.call1((integer(py, blocks as u128)?, moved))
     }
 
     /// Where a run would be for which the least would have to go, and how much that is.
@@ -103,12 +107,15 @@ impl Space {
         size: &Bound<'py, PyAny>,
         align: Option<&Bound<'py, PyAny>>,
         within: Option<&Bound<'py, PyAny>>,
-    ) -> PyResult<Option<(u64, Bound<'py, PyInt>)>> {
+    ) -> PyResult<Option<Bound<'py, PyTuple>>> {
         let size = convert::size("size", size)?;
         let align = align.map_or(Ok(1), |align| convert::size("align", align))?;
         let within = convert::window(within)?;
         let found = self.shared.long(py, |state| state.cheapest_window(size, align, within))?;
-        Ok(found.map(|(start, cost)| (start, convert::integer(py, cost))))
+        let pair = |(start, cost): (u64, u128)| {
+            tuple(py, [integer(py, start.into())?.into_any(), integer(py, cost)?.into_any()])
+        };
+        found.map(pair).transpose()
     }
 
     /// What `alloc_run` with `relocate=True` would do as things stand, without doing it: where the run
@@ -217,7 +224,7 @@ fn plan<'py>(
     moves: Vec<Move>,
 ) -> PyResult<Bound<'py, PyAny>> {
     let (py, shared) = (space.py(), &space.get().shared);
-    let mut planned = Vec::new();
+    let mut planned = checked(py, memory::room(moves.len()))?;
     for it in moves {
         // One by one, so that others get their turn; what was freed or cut since is left out.
         let found = shared.attached(py, |state| {
@@ -227,6 +234,12 @@ fn plan<'py>(
         })?;
         planned.extend(found.map(|descriptor| (descriptor, it.new)));
     }
+    let planned = list(py, planned.into_iter(), |(descriptor, new)| {
+        let pair = [Bound::new(py, descriptor)?.into_any(), integer(py, new.into())?.into_any()];
+        Ok(tuple(py, pair)?.into_any())
+    })?;
+    let start = start.map(|start| integer(py, start.into())).transpose()?;
+    let blocks = integer(py, blocks as u128)?;
     PLAN.import(py, "potad.relocation", "plan")?.call1((start, blocks, planned))
 }
 

@@ -146,10 +146,14 @@ impl Descriptors {
         if self.odd_aligns.contains_key(&from) {
             room_in_table(&mut self.odd_aligns, 1)?;
         }
+        if marked {
+            self.ensure_mark(from)?;
+        }
+        // The marks go where the allocation goes, those that are only being made included.
         if self.marks.contains_key(&from) {
             room_in_table(&mut self.marks, 1)?;
         }
-        if marked { self.ensure_mark(from) } else { Ok(()) }
+        Ok(())
     }
 
     /// Makes a move that is ready: the descriptor is that of the allocation at `to` from now on. A place

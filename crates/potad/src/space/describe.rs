@@ -281,8 +281,8 @@ impl<P: Probe> Space<P> {
             return Err(Error::Busy { address: found.start, pins: HELD });
         }
         if self.pins(found.start) == 0 {
-            let address = format_args!("{address:#x}");
-            return Err(Error::argument("address", address, "in an allocation that is pinned"));
+            let expected = "in an allocation that is pinned";
+            return Err(Error::argument("address", format_args!("{address:#x}"), expected));
         }
         let granule = self.granule_at(found.start);
         Ok(self.descriptors_mut()?.unpin(granule))
