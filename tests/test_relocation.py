@@ -753,3 +753,42 @@ def test_a_fork_while_an_owner_is_asked() -> None:
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
     assert runs == [4 * GRANULE]
     space.check()
+
+
+def test_the_figures_of_a_refusal_are_those_of_the_space() -> None:
+    """Also where moves were made meanwhile, and taken back."""
+    seed = random.randrange(1 << 32)
+    print("seed", seed)
+    rng = random.Random(seed)
+    refusals = 0
+    for _ in range(300):
+        space = potad.Space(16 * GRANULE)
+
+        class Refusing:
+            def on_relocate(self, move: potad.Move) -> bool:
+                return rng.random() < 0.7
+
+        owner = Refusing()
+        for start in range(0, 16 * GRANULE, GRANULE):
+            if rng.random() < 0.4:
+                with contextlib.suppress(potad.OutOfSpace):
+                    space.alloc_at(start, GRANULE * rng.choice([1, 1, 2]), kind=PAGE, owner=owner)
+        size = rng.choice([4, 5, 6, 8]) * GRANULE
+        calls: list[Callable[[], object]] = [
+            lambda: space.alloc_run(size, relocate=True),
+            lambda: space.alloc_run(size, align=2 * GRANULE, relocate=True),
+            lambda: space.alloc_run(size),
+            lambda: space.alloc(size),
+            lambda: space.alloc_scattered(13 * GRANULE, min_block=2 * GRANULE),
+            lambda: space.alloc_many(2 * GRANULE, 6),
+            lambda: space.alloc_at(0, 16 * GRANULE),
+            lambda: space.remove(0, 16 * GRANULE),
+        ]
+        for call in calls:
+            try:
+                call()
+            except potad.OutOfSpace as error:
+                refusals += 1
+                assert (error.largest, error.available) == (space.largest_free, space.available)
+            space.check()
+    assert refusals > 300

@@ -465,27 +465,36 @@ pub fn alloc_run(space: &Bound<'_, Space>, run: Run, named: &dyn Fn() -> Named) 
     let mut mover = Mover::new(space)?;
     let mut under_way = None;
     let done = alloc_run_by(&mut mover, run, named, &mut under_way);
-    if done.is_err() {
+    if !matches!(done, Ok(Some(_))) {
         mover.give_up(&mut under_way);
         mover.take_back();
     }
     mover.end(under_way);
-    done
+    match done? {
+        Some(start) => Ok(start),
+        None => {
+            // Its figures are those of the space now, with all moves taken back.
+            let error = mover.long(move |state| Ok(state.no_run(run.size, run.align)))?;
+            Err(no_room(space, error, run.within, &mover.refused))
+        }
+    }
 }
 
+/// The same, but for taking back moves where there is no run: `None`.
 fn alloc_run_by(
     mover: &mut Mover<'_, '_>,
     run: Run,
     named: &dyn Fn() -> Named,
     under_way: &mut Option<u64>,
-) -> PyResult<u64> {
+) -> PyResult<Option<u64>> {
     let call = mover.call;
     loop {
         let mut it = named();
         let kept = match mover.long(|state| Ok(state.begin_run(run, call, &mut it)))? {
-            Ok(Begun::Done(start)) => return Ok(start),
+            Ok(Begun::Done(start)) => return Ok(Some(start)),
             Ok(Begun::Asking(kept)) => kept,
-            Err(error) => return Err(no_room(mover.space, error, run.within, &mover.refused)),
+            Err(Error::OutOfSpace { .. }) => return Ok(None),
+            Err(error) => return Err(errors::exception(mover.py(), error)),
         };
         let number = kept.number;
         *under_way = Some(number);
@@ -493,12 +502,8 @@ fn alloc_run_by(
         let mut it = named();
         let start = mover.long(|state| state.finish_run(number, run.align, &mut it))?;
         *under_way = None;
-        if let Some(start) = start {
+        if start.is_some() || mover.rounds > ROUNDS_MAX {
             return Ok(start);
-        }
-        if mover.rounds > ROUNDS_MAX {
-            let error = mover.long(move |state| Ok(state.no_run(run.size, run.align)))?;
-            return Err(no_room(mover.space, error, run.within, &mover.refused));
         }
     }
 }
