@@ -774,19 +774,19 @@ def test_the_figures_of_a_refusal_are_those_of_the_space() -> None:
                 with contextlib.suppress(potad.OutOfSpace):
                     space.alloc_at(start, GRANULE * rng.choice([1, 1, 2]), kind=PAGE, owner=owner)
         size = rng.choice([4, 5, 6, 8]) * GRANULE
-        calls: list[Callable[[], object]] = [
-            lambda: space.alloc_run(size, relocate=True),
-            lambda: space.alloc_run(size, align=2 * GRANULE, relocate=True),
-            lambda: space.alloc_run(size),
-            lambda: space.alloc(size),
-            lambda: space.alloc_scattered(13 * GRANULE, min_block=2 * GRANULE),
-            lambda: space.alloc_many(2 * GRANULE, 6),
-            lambda: space.alloc_at(0, 16 * GRANULE),
-            lambda: space.remove(0, 16 * GRANULE),
+        calls: list[tuple[Callable[..., object], tuple[int, ...], dict[str, Any]]] = [
+            (space.alloc_run, (size,), {"relocate": True}),
+            (space.alloc_run, (size,), {"relocate": True, "align": 2 * GRANULE}),
+            (space.alloc_run, (size,), {}),
+            (space.alloc, (size,), {}),
+            (space.alloc_scattered, (13 * GRANULE,), {"min_block": 2 * GRANULE}),
+            (space.alloc_many, (2 * GRANULE, 6), {}),
+            (space.alloc_at, (0, 16 * GRANULE), {}),
+            (space.remove, (0, 16 * GRANULE), {}),
         ]
-        for call in calls:
+        for call, arguments, options in calls:
             try:
-                call()
+                call(*arguments, **options)
             except potad.OutOfSpace as error:
                 refusals += 1
                 assert (error.largest, error.available) == (space.largest_free, space.available)
