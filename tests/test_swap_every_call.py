@@ -19,6 +19,7 @@ import signal
 import subprocess
 import sys
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -642,8 +643,8 @@ def test_processes_that_are_killed(path: Path, rng: random.Random) -> None:
         if child == 0:
             try:
                 work_until_killed(path, seed, dict(told), writing)
-            except BaseException as error:
-                os.write(2, repr(error).encode())
+            except BaseException:
+                os.write(2, traceback.format_exc().encode())
             finally:
                 os._exit(1)
         os.close(writing)

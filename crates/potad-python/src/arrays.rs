@@ -21,9 +21,10 @@ use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::types::PyString;
 
+use potad::fallible::{Grow, collect, with_room};
+
 use crate::convert::{address, describe, small};
 use crate::errors::{checked, raise};
-use crate::memory;
 
 /// The addresses an argument lists.
 pub fn addresses(name: &'static str, object: &Bound<'_, PyAny>) -> PyResult<Vec<u64>> {
@@ -78,7 +79,7 @@ pub fn array<'py>(py: Python<'py>, numbers: &mut Vec<u64>) -> PyResult<Bound<'py
 
 /// An empty list with room for so many numbers.
 pub fn room<T>(py: Python<'_>, count: usize) -> PyResult<Vec<T>> {
-    checked(py, memory::room(count))
+    checked(py, with_room(count))
 }
 
 /// The elements of an array, if they lie one after the other.
@@ -134,7 +135,7 @@ fn from_array(name: &'static str, array: &Bound<'_, PyAny>) -> PyResult<Vec<u64>
         "i" => {
             let numbers: Vec<i64> = elements(&astype(intern!(py, "=i8"))?)?;
             match numbers.iter().position(|&number| number < 0) {
-                None => checked(py, memory::collect(numbers.iter().map(|&number| number as u64))),
+                None => checked(py, collect(numbers.iter().map(|&number| number as u64))),
                 Some(at) => Err(raise::<PyValueError>(
                     py,
                     format_args!("{name}[{at}] must be at least 0, not {}", numbers[at]),
@@ -171,7 +172,7 @@ fn from_iterable(name: &'static str, object: &Bound<'_, PyAny>) -> PyResult<Vec<
             Some(number) => number,
             None => address(Item { name, at }, &item)?,
         };
-        checked(py, memory::reserve(&mut list, 1))?;
+        checked(py, list.room(1))?;
         list.push(number);
     }
     Ok(list)

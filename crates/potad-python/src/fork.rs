@@ -16,10 +16,10 @@ use std::mem::{ManuallyDrop, transmute};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use potad::Error;
+use potad::fallible::Grow;
 
 use crate::counted::{Counted, Weak};
 use crate::lock::Lock;
-use crate::memory::reserve;
 use crate::state::State;
 
 #[derive(Default)]
@@ -41,10 +41,10 @@ pub fn register(space: &Counted<Lock>) -> Result<(), Error> {
     if spaces.len() == spaces.capacity() {
         spaces.retain(|space| !space.is_dead());
         let len = spaces.len();
-        reserve(spaces, len + 1)?;
+        spaces.room(len + 1)?;
     }
     let capacity = spaces.capacity();
-    reserve(held, capacity.saturating_sub(held.len()))?;
+    held.room(capacity.saturating_sub(held.len()))?;
     spaces.push(space.weak());
     Ok(())
 }

@@ -8,10 +8,10 @@ use std::collections::HashMap;
 use pyo3::prelude::*;
 use pyo3::{PyTraverseError, PyVisit};
 
+use potad::fallible::{Grow, room_in_table};
 use potad::{Error, Space};
 
 use crate::kind::Kind;
-use crate::memory::reserve;
 
 /// So many kinds are known before any is forgotten.
 const KNOWN_MIN: usize = 16;
@@ -65,9 +65,8 @@ impl Kinds {
         if let Some(number) = self.number(pointer) {
             return Ok(Some(number));
         }
-        let bytes = size_of::<(usize, potad::Kind)>() * (self.numbers.len() + 1);
-        self.numbers.try_reserve(1).map_err(|_| Error::Metadata { bytes })?;
-        reserve(&mut self.entries, 1)?;
+        room_in_table(&mut self.numbers, 1)?;
+        self.entries.room(1)?;
         if self.numbers.len() >= self.known_max.max(KNOWN_MIN) {
             self.forget_unused(space, kept)?;
         }
@@ -88,7 +87,7 @@ impl Kinds {
         space: &mut Space,
         kept: [Option<potad::Kind>; 2],
     ) -> Result<(), Error> {
-        reserve(&mut self.gone, self.numbers.len())?;
+        self.gone.room(self.numbers.len())?;
         for entry in &mut self.entries {
             if let Some((object, number)) = entry
                 && !kept.contains(&Some(*number))

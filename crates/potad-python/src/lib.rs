@@ -34,7 +34,6 @@ mod fork;
 mod kind;
 mod kinds;
 mod lock;
-mod memory;
 mod nothing;
 mod objects;
 mod owners;

@@ -10,10 +10,10 @@ use pyo3::prelude::*;
 use pyo3::{PyTraverseError, PyVisit};
 
 use potad::Error;
+use potad::fallible::{Grow, room_in_table};
 
 use crate::arena::Place;
 use crate::counted::Counted;
-use crate::memory::reserve;
 
 /// What an owner's number stands for. A buffer has a number of its own, whoever its owner is, if it has
 /// one: so it is known when it is freed or moved, by whatever call.
@@ -67,8 +67,7 @@ impl Owners {
         if let Some(number) = self.number(pointer) {
             return Ok((number, false));
         }
-        let bytes = size_of::<(usize, u32)>() * (self.numbers.len() + 1);
-        self.numbers.try_reserve(1).map_err(|_| Error::Metadata { bytes })?;
+        room_in_table(&mut self.numbers, 1)?;
         let number = self.add(|| Owner { object: object.take(), buffer: None })?;
         self.numbers.insert(pointer, number);
         Ok((number, true))
@@ -92,7 +91,7 @@ impl Owners {
             *entry = Entry::Used(owner());
             return Ok(at + 1);
         }
-        reserve(&mut self.entries, 1)?;
+        self.entries.room(1)?;
         // 2^32 entries take 96 GiB; the core's numbers go no further.
         let number = u32::try_from(self.entries.len() + 1).map_err(|_| Error::Metadata {
             bytes: size_of::<Entry>() * (self.entries.len() + 1),

@@ -20,13 +20,13 @@ use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 use pyo3::types::PyList;
 
+use potad::fallible::{Grow, collect, room_in_table, with_room};
 use potad::{Call, Error, Fit, Made, Move, Window};
 
 use crate::convert::describe;
 use crate::descriptor::Descriptor;
 use crate::errors::{self, checked, raise};
 use crate::kind::Kind;
-use crate::memory::{self, reserve};
 use crate::objects::{integer, list, or_none, string, tuple};
 use crate::space::Space;
 use crate::state::{Named, State};
@@ -78,7 +78,7 @@ enum Begun<T> {
 
 impl State {
     fn keep(&mut self, mut relocation: potad::Relocation) -> Result<Kept, Error> {
-        let moves = match memory::copy(relocation.moves()) {
+        let moves = match collect(relocation.moves().iter().copied()) {
             Ok(moves) => moves,
             Err(error) => {
                 self.space.give_up(&mut relocation);
@@ -158,7 +158,7 @@ impl State {
         }
         begun.leave_call();
         // Before the moves, which are not taken back once all are made.
-        if let Err(error) = reserve(made, begun.moves().len()) {
+        if let Err(error) = made.room(begun.moves().len()) {
             self.space.give_up(&mut begun);
             return Err(error);
         }
@@ -225,12 +225,12 @@ impl<'a, 'py> Mover<'a, 'py> {
     }
 
     fn room<T>(&self, count: usize) -> PyResult<Vec<T>> {
-        checked(self.py(), memory::room(count))
+        checked(self.py(), with_room(count))
     }
 
     /// Has room to remember so many moves more.
     fn reserve_made(&mut self, more: usize) -> PyResult<()> {
-        checked(self.py(), reserve(&mut self.made, more))
+        checked(self.py(), self.made.room(more))
     }
 
     /// Makes the moves that are under way, until one is refused: first those whose owners are asked.
@@ -301,9 +301,7 @@ impl<'a, 'py> Mover<'a, 'py> {
                 Asked::Mute
             }
         };
-        let bytes = size_of::<(usize, (Py<PyAny>, Asked))>() * (self.owners.len() + 1);
-        let room = self.owners.try_reserve(1).map_err(|_| Error::Metadata { bytes });
-        checked(py, room)?;
+        checked(py, room_in_table(&mut self.owners, 1))?;
         self.owners.insert(pointer, (owner.clone_ref(py), found));
         self.asked(owner)
     }
@@ -358,7 +356,7 @@ impl<'a, 'py> Mover<'a, 'py> {
         let number = kept.number;
         self.brief(move |state| state.refuse_kept(number, at))?;
         if let Some(descriptor) = told {
-            checked(self.py(), reserve(&mut self.refused, 1))?;
+            checked(self.py(), self.refused.room(1))?;
             let (kind, owner) = descriptor.get().objects(self.py());
             self.refused.push((kind, owner, kept.moves[at].size));
         }
@@ -599,7 +597,7 @@ fn in_the_way<'py>(space: &Bound<'py, Space>, within: Window) -> PyResult<Bound<
             // Numbers may stand for others by now.
             obstacles = state.obstacles(within)?;
         }
-        reserve(&mut rows, obstacles.len())?;
+        rows.room(obstacles.len())?;
         rows.extend(obstacles.into_iter().map(|it| (state.objects(py, it.label), it)));
         Ok(())
     })?;

@@ -17,9 +17,10 @@ use pyo3::exceptions::{PyMemoryError, PyRuntimeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::{PyList, PyString};
 
+use potad::fallible::text;
 use potad_replay as engine;
 use potad_replay::{
-    BuildError, Interrupts, OutOfMemory, ReplayError, RunRequests, Settings, Stop, TraceError, text,
+    BuildError, Interrupts, OutOfMemory, ReplayError, RunRequests, Settings, Stop, TraceError,
 };
 
 /// What is said of something that has ended.

@@ -11,13 +11,13 @@ use pyo3::ffi;
 use pyo3::prelude::*;
 use pyo3::{PyTraverseError, PyVisit};
 
+use potad::fallible::{Grow, room_in_table, with_room};
 use potad::{Described, Error, Label, Made, Move, Obstacle, Relocation, Space, Why};
 
 use crate::arena::{Memory, Place};
 use crate::counted::Counted;
 use crate::kind::Kind;
 use crate::kinds::Kinds;
-use crate::memory::{reserve, room};
 use crate::owners::Owners;
 use crate::trash::drop_object;
 
@@ -348,10 +348,9 @@ impl State {
 
     /// Adds up the rows of one kind, owner and reason, most first: buffers have numbers of their own.
     fn merge(&self, rows: impl ExactSizeIterator<Item = Tally>) -> Result<Vec<Tally>, Error> {
-        let mut merged: Vec<Tally> = room(rows.len())?;
+        let mut merged: Vec<Tally> = with_room(rows.len())?;
         let mut places = HashMap::new();
-        let bytes = size_of::<((usize, usize, Option<Why>), usize)>().saturating_mul(rows.len());
-        places.try_reserve(rows.len()).map_err(|_| Error::Metadata { bytes })?;
+        room_in_table(&mut places, rows.len())?;
         for row in rows {
             let (kind, owner) = self.sort(row.label);
             let at = *places.entry((kind, owner, row.why)).or_insert(merged.len());
@@ -427,7 +426,7 @@ impl State {
 
     /// Keeps moves that this thread has begun, or gives them up; their number.
     pub fn keep_relocation(&mut self, mut relocation: Relocation) -> Result<u64, Error> {
-        if let Err(error) = reserve(&mut self.relocations, 1) {
+        if let Err(error) = self.relocations.room(1) {
             self.space.give_up(&mut relocation);
             return Err(error);
         }

@@ -2,9 +2,9 @@
 
 use std::fmt;
 
-use crate::fallible::text;
 use crate::stop::{OutOfMemory, Stop};
 use crate::trace::ORDER_MAX;
+use potad::fallible::text;
 
 /// Bytes of a trace that an error quotes.
 const QUOTED_MAX: usize = 40;

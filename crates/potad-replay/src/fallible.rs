@@ -1,7 +1,6 @@
 //! Growth that may be refused, where the standard library's own would end the process.
 
 use std::alloc::{Layout, alloc};
-use std::fmt;
 use std::io;
 
 use serde::Serialize;
@@ -71,22 +70,6 @@ pub(crate) fn boxed<T>(value: T) -> Result<Box<T>, OutOfMemory> {
         at.write(value);
         Ok(Box::from_raw(at))
     }
-}
-
-/// A text. It is cut off where memory runs out, as an error must stay the error it is.
-pub fn text(parts: fmt::Arguments<'_>) -> String {
-    struct Growing(String);
-    impl fmt::Write for Growing {
-        fn write_str(&mut self, part: &str) -> fmt::Result {
-            self.0.try_reserve(part.len()).map_err(|_| fmt::Error)?;
-            self.0.push_str(part);
-            Ok(())
-        }
-    }
-    let mut text = Growing(String::new());
-    // Fails only where it is cut off.
-    let _ = fmt::write(&mut text, parts);
-    text.0
 }
 
 /// Plain data as JSON.

@@ -63,7 +63,6 @@ pub use cache::LruCache;
 pub use contender::allocator_names;
 pub use engine::{ROUNDS, Replay, Settings};
 pub use error::{BuildError, CheckError, LineFault, Quote, ReplayError, TraceError};
-pub use fallible::text;
 pub use figures::{BlockCounts, Extent, FIGURE_ORDERS};
 pub use first_fit::FirstFit;
 pub use linux_buddy::LinuxBuddy;

@@ -11,10 +11,11 @@ use std::fmt::Display;
 use std::io::Write;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use potad::fallible::text;
 use potad_replay::{
     BuildError, Cma, FirstFit, Interrupts, LinuxBuddy, OutOfMemory, PageAllocator, PotadSpace,
     RELOCATORS, Relocation, Replay, ReplayError, RunRequests, Settings, Stop, Trace, TraceError,
-    TraceParser, allocator_names, text,
+    TraceParser, allocator_names,
 };
 
 /// The system's allocator, but for requests that are to be refused.

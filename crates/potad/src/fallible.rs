@@ -1,7 +1,7 @@
-//! Growth that can fail.
+//! Growth that can fail, for this crate and those that build upon it.
 //!
 //! Rust's own `push`, `collect`, `format!` and `Box::new` end the process where it has no memory
-//! left. A space must not: whatever a call needs, it asks for through this file, and without it the
+//! left. A space must not: whatever a call needs, it asks for through these functions. Without it the
 //! call returns [`Error::Metadata`] and changes nothing.
 //!
 //! Taking things out of a list or table needs no memory, and putting them in needs none after room
@@ -17,12 +17,12 @@ use crate::error::Error;
 
 /// The error for memory that could not be had.
 #[cold]
-pub(crate) fn no_memory(bytes: usize) -> Error {
+pub fn no_memory(bytes: usize) -> Error {
     Error::Metadata { bytes }
 }
 
 /// Lists that grow or say why not.
-pub(crate) trait Grow<T>: Sized {
+pub trait Grow<T>: Sized {
     /// Reserves room for so many more items.
     fn room(&mut self, more: usize) -> Result<(), Error>;
 
@@ -46,8 +46,16 @@ impl<T> Grow<T> for Vec<T> {
     }
 }
 
+/// An empty list with room for so many items, and no more.
+pub fn with_room<T>(count: usize) -> Result<Vec<T>, Error> {
+    let mut list = Vec::new();
+    let reserved = list.try_reserve_exact(count);
+    reserved.map_err(|_| no_memory(count.saturating_mul(size_of::<T>())))?;
+    Ok(list)
+}
+
 /// Reserves room in a hash table for so many insertions.
-pub(crate) fn room_in_table<K: Eq + Hash, V, S: BuildHasher>(
+pub fn room_in_table<K: Eq + Hash, V, S: BuildHasher>(
     table: &mut HashMap<K, V, S>,
     more: usize,
 ) -> Result<(), Error> {
@@ -57,9 +65,8 @@ pub(crate) fn room_in_table<K: Eq + Hash, V, S: BuildHasher>(
 }
 
 /// A list of all items of an iterator.
-pub(crate) fn collect<T>(items: impl Iterator<Item = T>) -> Result<Vec<T>, Error> {
-    let mut list = Vec::new();
-    list.room(items.size_hint().0)?;
+pub fn collect<T>(items: impl Iterator<Item = T>) -> Result<Vec<T>, Error> {
+    let mut list = with_room(items.size_hint().0)?;
     for item in items {
         list.add(item)?;
     }
@@ -67,9 +74,8 @@ pub(crate) fn collect<T>(items: impl Iterator<Item = T>) -> Result<Vec<T>, Error
 }
 
 /// A list of so many copies of an item.
-pub(crate) fn repeat<T: Clone>(item: T, count: usize) -> Result<Vec<T>, Error> {
-    let mut list = Vec::new();
-    list.room(count)?;
+pub fn repeat<T: Clone>(item: T, count: usize) -> Result<Vec<T>, Error> {
+    let mut list = with_room(count)?;
     list.resize(count, item);
     Ok(list)
 }
@@ -77,7 +83,7 @@ pub(crate) fn repeat<T: Clone>(item: T, count: usize) -> Result<Vec<T>, Error> {
 /// What a value is written as, for an error. Where there is no memory for all of it, it is cut off:
 /// an error is not to turn into another one on its way.
 #[cold]
-pub(crate) fn text(value: impl Display) -> String {
+pub fn text(value: impl Display) -> String {
     struct Text(String);
     impl Write for Text {
         fn write_str(&mut self, part: &str) -> fmt::Result {

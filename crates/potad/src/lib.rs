@@ -47,7 +47,7 @@ mod block;
 mod check;
 mod descriptor;
 mod error;
-mod fallible;
+pub mod fallible;
 mod head;
 mod loose;
 mod many;

@@ -11,6 +11,7 @@ use pyo3::types::{PyInt, PyList, PyTuple};
 use pyo3::{PyTraverseError, PyVisit};
 
 use potad::Error;
+use potad::fallible::Grow;
 
 use super::Space;
 use crate::arrays;
@@ -18,7 +19,6 @@ use crate::convert;
 use crate::descriptor::Descriptor;
 use crate::errors::{checked, raise};
 use crate::kind::Kind;
-use crate::memory::reserve;
 use crate::objects::{bytes, integer, list, or_none, tuple};
 
 static TELL_OWNER: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
@@ -264,7 +264,7 @@ impl Space {
                 return Ok((Vec::new(), Vec::new()));
             };
             let found = state.of_kind(number)?;
-            reserve(&mut owners, found.len())?;
+            owners.room(found.len())?;
             let content = state.read_records(found.iter().map(|described| described.start))?;
             owners.extend(found.iter().map(|described| state.objects(py, described.label).1));
             Ok((found, content))
@@ -272,7 +272,7 @@ impl Space {
         let mut columns: [Vec<u64>; 3] = Default::default();
         let [starts, sizes, pins] = &mut columns;
         for column in [&mut *starts, sizes, pins] {
-            checked(py, reserve(column, found.len()))?;
+            checked(py, column.room(found.len()))?;
         }
         for described in &found {
             let Ok(size) = u64::try_from(described.size) else {
@@ -315,7 +315,7 @@ impl Space {
         let mut descriptors = Vec::new();
         self.shared.attached(py, |state| {
             let found = state.owned_by(pointer)?;
-            reserve(&mut descriptors, found.len())?;
+            descriptors.room(found.len())?;
             for it in found {
                 descriptors.push(Descriptor::new(py, &self.shared, state, it.start, it.size)?);
             }
@@ -344,7 +344,7 @@ impl Space {
         let mut rows = Vec::new();
         self.shared.attached(py, |state| {
             let tally = state.tally()?;
-            reserve(&mut rows, tally.len())?;
+            rows.room(tally.len())?;
             rows.extend(tally.into_iter().map(|it| (state.objects(py, it.label), it)));
             Ok(())
         })?;
@@ -384,7 +384,7 @@ impl Pinned {
         let shared = &self.space.get().shared;
         let descriptor = shared.attached(py, |state| {
             let mut entered = self.entered.lock().unwrap_or_else(PoisonError::into_inner);
-            reserve(&mut entered, 1)?;
+            entered.room(1)?;
             state.pin(self.address)?;
             let found = state.lookup(self.address).expect("it was just pinned");
             match Descriptor::new(py, shared, state, found.start, found.size) {

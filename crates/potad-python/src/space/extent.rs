@@ -5,12 +5,12 @@ use pyo3::prelude::*;
 use pyo3::types::PyList;
 
 use potad::Error;
+use potad::fallible::collect;
 
 use super::Space;
 use super::allocate::ranges;
 use crate::arrays;
 use crate::convert;
-use crate::memory;
 use crate::state::State;
 
 #[pymethods]
@@ -99,7 +99,7 @@ impl Space {
     /// >>> potad.Space(1 << 20, base=4096).spans()
     /// [(4096, 1048576)]
     fn spans<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyList>> {
-        ranges(py, &self.shared.long(py, |space| memory::gather(space.spans()))?)
+        ranges(py, &self.shared.long(py, |space| collect(space.spans()))?)
     }
 
     /// Takes granules out of service for good: at once where free, when freed where in use.
@@ -177,7 +177,7 @@ impl Space {
     /// >>> space.retired().tolist()
     /// [8192, 12288]
     fn retired<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyArray1<u64>>> {
-        let look = |space: &mut State| Ok((memory::gather(space.retired())?, space.granule()));
+        let look = |space: &mut State| Ok((collect(space.retired())?, space.granule()));
         let (ranges, granule) = self.shared.long(py, look)?;
         let count: u128 = ranges.iter().map(|(_, size)| size / granule as u128).sum();
         let mut addresses = arrays::room(py, usize::try_from(count).unwrap_or(usize::MAX))?;
@@ -202,6 +202,6 @@ impl Space {
     /// >>> space.retired_ranges()
     /// [(8192, 8192)]
     fn retired_ranges<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyList>> {
-        ranges(py, &self.shared.long(py, |space| memory::gather(space.retired()))?)
+        ranges(py, &self.shared.long(py, |space| collect(space.retired()))?)
     }
 }

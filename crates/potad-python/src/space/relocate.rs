@@ -5,12 +5,12 @@ use pyo3::sync::PyOnceLock;
 use pyo3::types::PyTuple;
 
 use potad::Move;
+use potad::fallible::with_room;
 
 use super::Space;
 use crate::convert::{self, Given};
 use crate::descriptor::Descriptor;
 use crate::errors::checked;
-use crate::memory;
 use crate::objects::{integer, list, tuple};
 use crate::relocation::{self, Blocks, no_room};
 
@@ -224,7 +224,7 @@ fn plan<'py>(
     moves: Vec<Move>,
 ) -> PyResult<Bound<'py, PyAny>> {
     let (py, shared) = (space.py(), &space.get().shared);
-    let mut planned = checked(py, memory::room(moves.len()))?;
+    let mut planned = checked(py, with_room(moves.len()))?;
     for it in moves {
         // One by one, so that others get their turn; what was freed or cut since is left out.
         let found = shared.attached(py, |state| {

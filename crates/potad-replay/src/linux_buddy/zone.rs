@@ -37,8 +37,8 @@ use std::ptr::NonNull;
 use potad::Probe;
 
 use crate::error::BuildError;
-use crate::fallible::text;
 use crate::stop::{Interrupts, Stop};
+use potad::fallible::text;
 
 /// A doubly linked list through heads and pages, as the kernel's `list_head`.
 #[repr(C)]

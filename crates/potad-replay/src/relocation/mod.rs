@@ -33,10 +33,12 @@ pub use cma::Cma;
 pub use relocator::{Move, Relocator, Reserve, remainder};
 pub use report::{RelocationCurves, RelocationReport, ReserveLoss, RunRequests};
 
+use ::potad::fallible::text;
+
 use crate::allocator::PAGES_MAX;
 use crate::engine::{check_memory, check_points};
 use crate::error::ReplayError;
-use crate::fallible::{boxed, text};
+use crate::fallible::boxed;
 use crate::potad_space::{self, PotadSpace};
 use crate::stop::{Interrupts, Stop};
 use crate::trace::{PAGE_BYTES, Trace};

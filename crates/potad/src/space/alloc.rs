@@ -2,7 +2,7 @@
 
 use super::{ADDRESS_END, Space, Window};
 use crate::error::{Error, Reason};
-use crate::fallible::{Grow, text};
+use crate::fallible::{Grow, text, with_room};
 use crate::probe::Probe;
 use crate::run::{Fit, Wanted};
 use crate::word::low_bits;
@@ -288,8 +288,7 @@ impl<P: Probe> Space<P> {
         if total > self.available() {
             return Err(refuse(self));
         }
-        let mut positions = Vec::new();
-        positions.room(count)?;
+        let mut positions = with_room(count)?;
         let done = self.tree.alloc_blocks(order, count, &mut positions);
         if !matches!(done, Ok(true)) {
             for &position in &positions {

@@ -2,7 +2,7 @@
 
 use super::Space;
 use crate::error::Error;
-use crate::fallible::Grow;
+use crate::fallible::{Grow, with_room};
 use crate::many::Freed;
 use crate::probe::Probe;
 use crate::tree::State;
@@ -59,8 +59,7 @@ impl<P: Probe> Space<P> {
         let done = if addresses.is_sorted() {
             self.free_ascending(addresses, &mut freed)
         } else {
-            let mut sorted = Vec::new();
-            sorted.room(addresses.len())?;
+            let mut sorted = with_room(addresses.len())?;
             sorted.extend_from_slice(addresses);
             sorted.sort_unstable();
             self.free_ascending(&sorted, &mut freed)
