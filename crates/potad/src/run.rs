@@ -81,7 +81,7 @@ impl<P: Probe> Tree<P> {
     }
 
     fn find_first(&self, wanted: &Wanted) -> Option<u64> {
-        self.extents(wanted).find_map(|(first, last)| wanted.start(first, last, wanted.align))
+        self.extents(*wanted).find_map(|(first, last)| wanted.start(first, last, wanted.align))
     }
 
     /// The lowest run that starts at a multiple of its length rounded up to a power of two.
@@ -111,7 +111,7 @@ impl<P: Probe> Tree<P> {
         let mut found = None;
         // Classes at or above this one would be better than what was found.
         let mut better = 0;
-        for (first, last) in self.extents(wanted) {
+        for (first, last) in self.extents(*wanted) {
             let start = |order| wanted.start(first, last, wanted.align_to(order));
             if let Some((order, start)) =
                 (better..class).rev().find_map(|order| start(order).map(|start| (order, start)))
@@ -126,12 +126,14 @@ impl<P: Probe> Tree<P> {
         found
     }
 
-    /// The maximal free ranges that could hold the run, cut to where it may be, ascending.
-    fn extents<'a>(&'a self, wanted: &'a Wanted) -> impl Iterator<Item = (u64, u64)> + 'a {
-        let order = match wanted.length.checked_add(1) {
-            Some(n) => n.ilog2() - 1,
-            None => 63,
-        };
+    /// The maximal free ranges that could hold the run, cut to where it may be, ascending: all that do,
+    /// and some that are a little too short or not aligned.
+    pub(crate) fn extents(&self, wanted: Wanted) -> impl Iterator<Item = (u64, u64)> + '_ {
+        // See above for runs that start anywhere; one that starts at a multiple of a power of two begins
+        // with a block of that, or of the largest within its length.
+        let anywhere = wanted.length.checked_add(1).map_or(63, |n| n.ilog2() - 1);
+        let aligned = wanted.length.ilog2().min(wanted.align.trailing_zeros());
+        let order = anywhere.max(aligned);
         let mut from = Some(self.free_from(wanted.first));
         std::iter::from_fn(move || {
             let (block, _) = self.next_block(at_least(order), from?)?;

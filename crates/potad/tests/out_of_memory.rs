@@ -616,17 +616,22 @@ fn cases() -> Vec<Case> {
             assert!(w.space.metadata_bytes() > w.space.descriptor_bytes());
             w.space.unusable_free_index(w.places(1)).map(|index| Gave::Bool(index > 0.5))
         }),
-        case!(
-            "free_blocks spans retired allocations free_extents large_free_extents",
-            AS_IT_IS,
-            |w| {
-                let space = &mut w.space;
-                let blocks: u128 = space.free_blocks().map(|it| it.0).sum();
-                let ranges: u128 = space.spans().chain(space.retired()).map(|it| it.1).sum();
-                let large = space.large_free_extents(8192).count() + space.free_extents().count();
-                Ok(Gave::Number(blocks + ranges + (large + space.allocations().count()) as u128))
-            }
-        ),
+        case!("allocations_within free_ranges", AS_IT_IS, |w| {
+            let within = Some((w.at(2) + 1, w.places(9)));
+            let live = w.space.allocations_within(within)?.count();
+            Ok(Gave::Number((live + w.space.free_ranges(within, 8192, 8192)?.count()) as u128))
+        }),
+        case!("free_ranges", AS_IT_IS, |w| {
+            let none = w.space.free_ranges(None, 0, 1)?.count();
+            Ok(Gave::Number(none as u128))
+        }),
+        case!("free_blocks spans retired allocations free_extents", AS_IT_IS, |w| {
+            let space = &mut w.space;
+            let blocks: u128 = space.free_blocks().map(|it| it.0).sum();
+            let ranges: u128 = space.spans().chain(space.retired()).map(|it| it.1).sum();
+            let free = space.free_extents().count();
+            Ok(Gave::Number(blocks + ranges + (free + space.allocations().count()) as u128))
+        }),
     ]
 }
 

@@ -173,7 +173,8 @@ impl Memory {
     #[cold]
     pub fn trim(&mut self, space: &mut Space) {
         self.most_used = space.used();
-        for (start, size) in space.large_free_extents(PIECE) {
+        let ranges = space.free_ranges(None, PIECE, PIECE);
+        for (start, size) in ranges.expect("it is a size and an alignment") {
             self.give_back(start, size);
         }
     }

@@ -23,6 +23,7 @@ use crate::descriptor::Descriptors;
 use crate::error::Error;
 use crate::probe::{NoProbe, Probe};
 use crate::ranges::Ranges;
+use crate::run::Wanted;
 use crate::tree::{SECTION_LEVEL, SECTION_SHIFT, Tree};
 use crate::word::low_bits;
 
@@ -382,32 +383,58 @@ impl<P: Probe> Space<P> {
 
     /// Live allocations in address order.
     pub fn allocations(&self) -> impl Iterator<Item = Descriptor> + '_ {
-        let mut from = Some(0);
+        self.allocations_touching(0, ADDRESS_END)
+    }
+
+    /// Live allocations that touch a window, in address order. Each takes a search from the top of the
+    /// tree, wherever it lies.
+    pub fn allocations_within(
+        &self,
+        within: Window,
+    ) -> Result<impl Iterator<Item = Descriptor> + '_, Error> {
+        self.window(within)?;
+        let (low, high) = within.unwrap_or((0, ADDRESS_END));
+        Ok(self.allocations_touching(low, high))
+    }
+
+    fn allocations_touching(&self, low: u64, high: u128) -> impl Iterator<Item = Descriptor> + '_ {
+        let mut next = self.lookup(low).or_else(|| self.next_allocation(low));
         std::iter::from_fn(move || {
-            let found = self.next_allocation(from?)?;
-            from = u64::try_from(found.start as u128 + found.size).ok();
+            let found = next.filter(|found| (found.start.max(low) as u128) < high)?;
+            let end = u64::try_from(found.start as u128 + found.size).ok();
+            next = end.and_then(|end| self.next_allocation(end));
             Some(found)
         })
     }
 
     /// Maximal free ranges in address order: start and size.
     pub fn free_extents(&mut self) -> impl Iterator<Item = (u64, u128)> + '_ {
-        self.large_free_extents(1)
+        let ranges = self.free_ranges(None, 1, 1);
+        ranges.expect("any range has one address unit at any address")
     }
 
-    /// The same, of those ranges that have a free block of at least `size` in them. Passes over the
-    /// others without looking at each.
-    pub fn large_free_extents(&mut self, size: u128) -> impl Iterator<Item = (u64, u128)> + '_ {
+    /// Maximal free ranges in address order, cut to a window, in which a run of `min_size` at a multiple of
+    /// `align` could be allocated: start and size of each. Nothing retired and nothing outside the spans is
+    /// in them.
+    ///
+    /// Takes time in proportion to the ranges with room for half of that, however many others there are.
+    pub fn free_ranges(
+        &mut self,
+        within: Window,
+        min_size: u128,
+        align: u128,
+    ) -> Result<impl Iterator<Item = (u64, u128)> + '_, Error> {
+        let (wanted, window) = self.run_wanted(min_size, align, within)?;
         self.tree.settle();
         let space = &*self;
-        let granules = size.max(1).div_ceil(1 << self.shift).min(1 << 64);
-        let orders = u128::MAX << granules.next_power_of_two().trailing_zeros();
-        let mut from = Some(0);
-        std::iter::from_fn(move || {
-            let (block, _) = space.tree.next_block(orders, from?)?;
-            let (first, last) = (space.tree.free_from(block), space.tree.free_to(block));
-            from = last.checked_add(1);
-            Some((space.address(first), space.units((last - first) as u128 + 1)))
-        })
+        let wanted = wanted.zip(window);
+        let wanted = wanted.map(|(wanted, (first, last))| Wanted { first, last, ..wanted });
+        Ok(wanted.into_iter().flat_map(move |wanted| {
+            let extents = space.tree.extents(wanted);
+            let fits = move |&(first, last): &(u64, u64)| {
+                wanted.start(first, last, wanted.align).is_some()
+            };
+            extents.filter(fits).map(|extent| space.stretch(extent))
+        }))
     }
 }
