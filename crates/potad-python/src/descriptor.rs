@@ -1,7 +1,6 @@
 //! What a space tells about an allocation, and the walk over all of them.
 
 use std::hash::{DefaultHasher, Hash, Hasher};
-use std::sync::{Mutex, PoisonError};
 
 use pyo3::prelude::*;
 use pyo3::types::{PyInt, PyString};
@@ -14,7 +13,6 @@ use crate::kind::Kind;
 use crate::lock::Shared;
 use crate::objects::{integer, joined, string};
 use crate::record::{Look, view};
-use crate::space::Space;
 use crate::state::State;
 use crate::trash::drop_object;
 
@@ -176,44 +174,5 @@ impl Descriptor {
     fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
         visit.call(&self.kind)?;
         visit.call(&self.owner)
-    }
-}
-
-/// The live allocations of a space in address order, as they are when each is reached.
-#[pyclass(frozen, module = "potad._core")]
-pub struct SpaceIterator {
-    space: Py<Space>,
-    /// Where to go on; `None` at the end. Only touched with the space locked, so never waited for.
-    from: Mutex<Option<u64>>,
-}
-
-impl SpaceIterator {
-    pub fn new(space: Py<Space>) -> Self {
-        SpaceIterator { space, from: Mutex::new(Some(0)) }
-    }
-}
-
-#[pymethods]
-impl SpaceIterator {
-    fn __iter__(this: Bound<'_, Self>) -> Bound<'_, Self> {
-        this
-    }
-
-    fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
-        visit.call(&self.space)
-    }
-
-    fn __next__(&self, py: Python<'_>) -> PyResult<Option<Descriptor>> {
-        let shared = &self.space.get().shared;
-        shared.attached(py, |state| {
-            let mut from = self.from.lock().unwrap_or_else(PoisonError::into_inner);
-            let found = from.and_then(|from| state.next_allocation(from));
-            let next = found.and_then(|found| u64::try_from(found.start as u128 + found.size).ok());
-            let found =
-                found.map(|found| Descriptor::new(py, shared, state, found.start, found.size));
-            let found = found.transpose()?;
-            *from = next;
-            Ok(found)
-        })
     }
 }

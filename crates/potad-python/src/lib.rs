@@ -55,7 +55,7 @@ fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("__version__", env!("CARGO_PKG_VERSION"))?;
     module.add_class::<space::Space>()?;
     module.add_class::<descriptor::Descriptor>()?;
-    module.add_class::<descriptor::SpaceIterator>()?;
+    module.add_class::<space::walk::SpaceIterator>()?;
     module.add_class::<kind::Kind>()?;
     module.add_class::<record::RecordBytes>()?;
     module.add_class::<space::describe::Pinned>()?;

@@ -135,15 +135,36 @@ impl<P: Probe> Tree<P> {
         let aligned = wanted.length.ilog2().min(wanted.align.trailing_zeros());
         let order = anywhere.max(aligned);
         let mut from = Some(self.free_from(wanted.first));
+        // What is free of a row and was not given yet, where ranges of any length do: to look for each of
+        // them from the top of the tree would take several times as long.
+        let mut row = (0, 0);
         std::iter::from_fn(move || {
-            let (block, _) = self.next_block(at_least(order), from?)?;
-            if block > wanted.last {
-                return None;
+            if row.1 == 0 {
+                let (block, _) = self.next_block(at_least(order), from?)?;
+                if order != 0 || self.state_with_level(block).0 != 0 {
+                    let last = self.free_to(block);
+                    from = last.checked_add(1);
+                    return Some((self.free_from(block), last));
+                }
+                let (used, head) = self.row(self.section(block), block);
+                row = (block & !63, !(used | head) & u64::MAX << (block & 63));
             }
-            let last = self.free_to(block);
+            let start = row.1.trailing_zeros();
+            let length = (row.1 >> start).trailing_ones();
+            let first = row.0 | start as u64;
+            if start + length < 64 {
+                row.1 &= u64::MAX << (start + length);
+                // Where the search goes on if there is no more in the row.
+                from = Some(row.0 | 63);
+                return Some((first, first + (length - 1) as u64));
+            }
+            row.1 = 0;
+            let last = self.free_to(first);
             from = last.checked_add(1);
-            Some((self.free_from(block).max(wanted.first), last.min(wanted.last)))
+            Some((first, last))
         })
+        .take_while(move |&(first, _)| first <= wanted.last)
+        .map(move |(first, last)| (first.max(wanted.first), last.min(wanted.last)))
     }
 
     /// First position of the free range that `position` lies in, or `position` if it is not free.

@@ -1,6 +1,6 @@
 //! The class `Space`: what it is made of, its figures, and what Python's own operators do on it.
 //!
-//! Each file of this folder has one group of methods: `allocate`, `free`, `look_up`, `describe` for
+//! Each file of this folder has one group of methods: `allocate`, `free`, `look_up`, `walk`, `describe` for
 //! what allocations are and whose, `relocate` for moving them, and `extent` for what belongs to a space
 //! at all. A method converts its arguments, makes one call of the core under the lock, and converts
 //! what comes back.
@@ -11,6 +11,7 @@ mod extent;
 mod free;
 mod look_up;
 mod relocate;
+pub mod walk;
 
 use pyo3::exceptions::PyTypeError;
 use pyo3::prelude::*;
@@ -18,11 +19,11 @@ use pyo3::types::{PyDict, PyInt, PyString};
 use pyo3::{PyTraverseError, PyVisit};
 
 use crate::convert::{self, Given};
-use crate::descriptor::SpaceIterator;
 use crate::errors::{checked, raise};
 use crate::lock::Shared;
 use crate::objects::{dict, integer, string};
 use crate::state::State;
+use walk::SpaceIterator;
 
 /// Address units that `Space` hands out at least, where it is not told.
 const DEFAULT_GRANULE: u64 = 4096;
@@ -217,7 +218,7 @@ impl Space {
     /// what other threads, or the loop itself, allocate and free meanwhile is seen if it lies
     /// further on.
     fn __iter__(this: Py<Self>) -> SpaceIterator {
-        SpaceIterator::new(this)
+        SpaceIterator::new(this, None)
     }
 
     fn __repr__<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyString>> {

@@ -424,6 +424,9 @@ impl<P: Probe> Space<P> {
         min_size: u128,
         align: u128,
     ) -> Result<impl Iterator<Item = (u64, u128)> + '_, Error> {
+        if min_size == 0 {
+            return Err(Error::argument("min_size", min_size, "above 0"));
+        }
         let (wanted, window) = self.run_wanted(min_size, align, within)?;
         self.tree.settle();
         let space = &*self;
