@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import random
+import subprocess
 import sys
 import threading
 import time
@@ -339,3 +340,38 @@ def test_the_collector_sees_a_space_in_a_child_of_a_fork() -> None:
     finally:
         stop.set()
         thread.join()
+
+
+AT_THE_END = """
+import builtins, sys, threading, time
+import potad
+
+space = potad.Space(1 << 30)
+blocks = [space.alloc(4096, kind=potad.Kind("page", movable=True)) for _ in range(1 << 12)]
+
+class Last:
+    def __del__(self):
+        space.check()
+        sys.stdout.write("checked")
+
+def look():
+    while True:
+        space.lookup(blocks[0])
+
+def check():
+    while True:
+        space.check()
+
+builtins.last = Last()
+for work in [look] * 8 + [check] * 2:
+    threading.Thread(target=work, daemon=True).start()
+time.sleep(0.1)
+"""
+
+
+def test_a_long_call_at_the_end_of_the_interpreter_waits_for_no_daemon_thread() -> None:
+    """A thread that waits for the interpreter then never comes back."""
+    for _ in range(5):
+        command = [sys.executable, "-c", AT_THE_END]
+        done = subprocess.run(command, timeout=60, check=True, capture_output=True)
+        assert done.stdout == b"checked"

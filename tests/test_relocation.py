@@ -792,3 +792,31 @@ def test_the_figures_of_a_refusal_are_those_of_the_space() -> None:
                 assert (error.largest, error.available) == (space.largest_free, space.available)
             space.check()
     assert refusals > 300
+
+
+@pytest.mark.parametrize("act", ["alloc_run", "compact"])
+@pytest.mark.parametrize("other", [False, True])
+def test_owners_that_free_and_allocate_again_are_not_asked_for_ever(act: str, other: bool) -> None:
+    """What was refused is forgotten when it is freed, whoever does that."""
+    asked = 0
+    places = [6 * GRANULE, 12 * GRANULE]
+
+    def replace(move: potad.Move) -> bool:
+        nonlocal asked
+        asked += 1
+        if asked > 1000:
+            raise KeyboardInterrupt
+        place = places[1 - places.index(move.old)] if other else move.old
+        space.free(place)
+        space.alloc_at(place, GRANULE, kind=PAGE, owner=owner)
+        return False
+
+    owner = Mover(replace)
+    space = scattered(owner, granules=(6, 12))
+    if act == "compact":
+        assert space.compact(8 * GRANULE, 1).blocks == 0
+    else:
+        with pytest.raises(potad.OutOfSpace):
+            space.alloc_run(8 * GRANULE, align=8 * GRANULE, relocate=True)
+    assert asked < 100
+    space.check()

@@ -16,7 +16,8 @@
 //! 5. A call that needs the interpreter under the lock ([`Shared::attached`]) waits detached until the
 //!    lock is free, attaches, and tries again. Meanwhile other threads may have taken the lock, again
 //!    and again. So while a thread waits like this, a long call that gets the lock gives it back and
-//!    lets that thread pass (`waiting`).
+//!    lets that thread pass (`waiting`). It does so for [`PASS_MAX`] at most: a daemon thread that waits
+//!    when the interpreter ends never attaches again.
 //!
 //! # The garbage collector
 //!
@@ -43,6 +44,7 @@ use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use std::sync::{Condvar, LockResult, Mutex, MutexGuard, PoisonError, TryLockError};
+use std::time::Duration;
 
 use pyo3::PyTraverseError;
 use pyo3::prelude::*;
@@ -58,6 +60,9 @@ use crate::state::State;
 use crate::trash::drop_object;
 
 type Locked<'a> = LockResult<MutexGuard<'a, State>>;
+
+/// How long a long call lets threads pass that need the interpreter as well.
+const PASS_MAX: Duration = Duration::from_millis(200);
 
 /// A space's state behind its lock.
 pub struct Lock {
@@ -104,6 +109,14 @@ impl Lock {
                 }
             }
         })
+    }
+
+    /// Has threads pass that need the interpreter as well, if there are any.
+    fn let_pass<'a>(&self, state: MutexGuard<'a, State>) -> Locked<'a> {
+        let others_wait = |_: &mut State| self.waiting.load(Relaxed) != 0;
+        let passed = self.passed.wait_timeout_while(state, PASS_MAX, others_wait);
+        let passed = passed.map(|(state, _)| state);
+        passed.map_err(|poisoned| PoisonError::new(poisoned.into_inner().0))
     }
 
     /// Waits for the lock, attached or not: for a fork.
@@ -237,9 +250,7 @@ impl Shared {
         let lock = &*self.0;
         let mut rest = Rest::new();
         let done = lock.detached(py, |locked| {
-            let others_wait = |_: &mut State| lock.waiting.load(Relaxed) != 0;
-            let locked = locked.and_then(|state| lock.passed.wait_while(state, others_wait));
-            apply(locked, &mut rest, act)
+            apply(locked.and_then(|state| lock.let_pass(state)), &mut rest, act)
         });
         self.finish(&mut rest);
         done.map_err(|Failed| exception(py, rest))

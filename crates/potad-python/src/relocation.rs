@@ -195,15 +195,19 @@ struct Mover<'a, 'py> {
     refused: Vec<Refused>,
     /// Owners by where they are, which they stay as long as they are here.
     owners: HashMap<usize, (Py<PyAny>, Asked)>,
-    /// Rounds since something was refused.
+    /// Rounds since a refusal that counted.
     rounds: u32,
+    /// How many refusals more count: at first as many as there are allocations. Owners could go on for ever
+    /// with new ones.
+    refusals_left: u64,
 }
 
 impl<'a, 'py> Mover<'a, 'py> {
     fn new(space: &'a Bound<'py, Space>) -> PyResult<Self> {
-        let call = space.get().shared.brief(space.py(), |state| Ok(state.begin_call()))?;
+        let begin = |state: &mut State| Ok((state.begin_call(), state.len()));
+        let (call, refusals_left) = space.get().shared.brief(space.py(), begin)?;
         let (made, refused, owners) = (Vec::new(), Vec::new(), HashMap::new());
-        Ok(Mover { space, call, made, refused, owners, rounds: 0 })
+        Ok(Mover { space, call, made, refused, owners, rounds: 0, refusals_left })
     }
 
     fn py(&self) -> Python<'py> {
@@ -266,7 +270,9 @@ impl<'a, 'py> Mover<'a, 'py> {
                 Asked::By(handler) => self.ask(kept, at, handler)?,
             };
             if !agreed {
-                self.rounds = 0;
+                if let Some(left) = self.refusals_left.checked_sub(1) {
+                    (self.rounds, self.refusals_left) = (0, left);
+                }
                 return Ok(());
             }
         }

@@ -53,8 +53,8 @@ impl<P: Probe> Space<P> {
     ///
     /// Which blocks the budget is enough for is decided as if each were emptied alone: what lies across two
     /// of them is counted for both then, and moved once. Only allocations of movable kinds that are not
-    /// pinned are moved, and nobody is asked; for owners
-    /// who may refuse see [`Space::begin_compaction`].
+    /// pinned are moved, and no owner is asked; for owners that may refuse see
+    /// [`Space::begin_compaction`].
     pub fn compact(
         &mut self,
         size: u128,
