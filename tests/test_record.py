@@ -350,6 +350,20 @@ def test_an_error_in_writing_is_raised_and_signals_are_as_before() -> None:
     assert len(told) <= 1
 
 
+def test_an_error_in_draining_is_raised(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever it is: what was not read is not in the trace."""
+    real = os.read
+
+    def read(file: int, size: int) -> bytes:
+        if threading.current_thread().name == "potad-drain":
+            raise MemoryError("not even a page")
+        return real(file, size)
+
+    monkeypatch.setattr(os, "read", read)
+    with pytest.raises(MemoryError, match="not even a page"):
+        recording.record(TOUCH, lambda _: None)
+
+
 def test_signals_do_afterwards_what_they_did_before() -> None:
     seen: list[int] = []
     before = signal.signal(signal.SIGUSR1, lambda number, _: seen.append(number))

@@ -37,7 +37,7 @@ from swapping import (
 )
 
 import potad
-from potad.swap.file import System
+from potad.swap.file import File, System
 
 __all__ = ["path", "swap"]
 
@@ -1473,3 +1473,22 @@ def test_who_opens_a_file_that_is_being_removed(path: Path) -> None:
 
     run_together(work, work)
     assert list(path.parent.iterdir()) == []
+
+
+def test_a_file_that_goes_while_it_is_opened_is_made_anew(tmp_path: Path) -> None:
+    place = tmp_path / "s"
+    private(place, b"")
+
+    class Late(System):
+        @staticmethod
+        def open(path: str, flags: int, mode: int = 0o777) -> int:
+            if path == str(place) and not flags & os.O_CREAT and not gone:
+                gone.append(place.unlink())
+            return os.open(path, flags, mode)
+
+    gone: list[None] = []
+    file = File(str(place), Late())
+    try:
+        assert (len(gone), file.is_new, file.is_in_place) == (1, True, True)
+    finally:
+        file.close()

@@ -110,12 +110,17 @@ class File:
             system.close(self.descriptor)
 
     def _open(self) -> None:
-        try:
-            self.descriptor = self.system.open(self.path, _OPEN | os.O_CREAT | os.O_EXCL, 0o600)
-            self.is_new = True
-        except FileExistsError:
-            self.descriptor = self._open_existing()
-            self.is_new = False
+        while True:
+            try:
+                self.descriptor = self.system.open(self.path, _OPEN | os.O_CREAT | os.O_EXCL, 0o600)
+                self.is_new = True
+                return
+            except FileExistsError:
+                self.is_new = False
+            # Somebody may remove it in between.
+            with contextlib.suppress(FileNotFoundError):
+                self.descriptor = self._open_existing()
+                return
 
     def _open_existing(self) -> int:
         try:

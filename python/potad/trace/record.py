@@ -126,7 +126,7 @@ class _Pipeline:
                     return
                 else:
                     self._ending.wait(_IDLE_SECONDS)
-        except OSError as error:
+        except Exception as error:  # raised again by the main thread
             self.error = error
         finally:
             self._pieces.put(None)
