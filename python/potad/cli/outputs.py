@@ -149,7 +149,9 @@ def _followed(path: str) -> str:
         around = os.stat(folder)
         shared = around.st_mode & stat.S_ISVTX and around.st_mode & stat.S_IWOTH
         if shared and link.st_uid not in (os.geteuid(), around.st_uid):
-            text = f"{at} is a symbolic link of user {link.st_uid}, and everybody can make one there"
+            text = (
+                f"{at} is a symbolic link of user {link.st_uid}, and everybody can make one there"
+            )
             raise PermissionError(errno.EACCES, text)
         if os.path.exists(at) and not os.path.lexists(os.path.join(folder, target)):
             continue  # such as /proc/self/fd/1, whose target is no path
