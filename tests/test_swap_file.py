@@ -1475,20 +1475,22 @@ def test_who_opens_a_file_that_is_being_removed(path: Path) -> None:
     assert list(path.parent.iterdir()) == []
 
 
-def test_a_file_that_goes_while_it_is_opened_is_made_anew(tmp_path: Path) -> None:
+def test_a_file_that_goes_while_it_is_opened_is_made_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     place = tmp_path / "s"
     private(place, b"")
+    opened: list[int] = []
 
-    class Late(System):
-        @staticmethod
-        def open(path: str, flags: int, mode: int = 0o777) -> int:
-            if path == str(place) and not flags & os.O_CREAT and not gone:
-                gone.append(place.unlink())
-            return os.open(path, flags, mode)
+    def late(path: str, flags: int, mode: int = 0o777) -> int:
+        opened.append(flags)
+        if len(opened) == 2:
+            place.unlink()  # after the first has found it there
+        return os.open(path, flags, mode)
 
-    gone: list[None] = []
-    file = File(str(place), Late())
+    monkeypatch.setattr(System, "open", staticmethod(late))
+    file = File(str(place), System())
     try:
-        assert (len(gone), file.is_new, file.is_in_place) == (1, True, True)
+        assert (len(opened), file.is_new, file.is_in_place) == (3, True, True)
     finally:
         file.close()
