@@ -36,7 +36,7 @@ class Raised(Exception):
 
 
 @contextmanager
-def raising_soon(seconds: float = 0.5) -> Iterator[None]:
+def raising_soon(seconds: float = 0.05) -> Iterator[None]:
     """A signal after some time, whose handler raises `Raised`; it must do so within seconds."""
 
     def handler(number: int, frame: FrameType | None) -> None:

@@ -103,8 +103,9 @@ def test_links_of_others_where_everybody_can_make_them_are_not_followed(
     shared.mkdir()
     shared.chmod(0o1777)
     (shared / "link").symlink_to(aim)
+    (shared / "folder").symlink_to("..")
     (tmp_path / "to it").symlink_to("shared/link")
-    places = [str(shared / "link"), str(tmp_path / "to it")]
+    places = [str(shared / "link"), str(tmp_path / "to it"), str(shared / "folder/aim")]
     real, user = os.lstat, os.geteuid()
 
     def lstat(path: str) -> os.stat_result:
@@ -123,7 +124,7 @@ def test_links_of_others_where_everybody_can_make_them_are_not_followed(
                 with pytest.raises(click.UsageError, match="symbolic link of user 12345"):
                     OutputFile(place)
         assert (aim.read_bytes() if aim.exists() else None) == text
-        assert names(shared) == {"link"}
+        assert names(shared) == {"folder", "link"}
     # The user's own, and those of whom the directory is.
     assert user in (shared.stat().st_uid, (shared / "link").lstat().st_uid)
     for place in places:
@@ -139,6 +140,21 @@ def test_links_that_lead_nowhere(tmp_path: Path) -> None:
     (tmp_path / "two").symlink_to("one")
     with pytest.raises(click.UsageError, match="Too many levels of symbolic links"):
         OutputFile(str(tmp_path / "one"))
+
+
+@pytest.mark.parametrize("place", ["./here/../here/new", "here//sub/../new", "there/../here/new"])
+def test_links_are_followed_before_what_stands_behind_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    """As the system does: the directory above a linked one is not where the link is."""
+    (tmp_path / "here" / "sub").mkdir(parents=True)
+    (tmp_path / "there").symlink_to("here/sub")
+    monkeypatch.chdir(tmp_path)
+    aim = Path(os.path.realpath(place))
+    aim.parent.mkdir(exist_ok=True)
+    with OutputFile(place) as file:
+        file.commit()
+        assert aim.is_file()
 
 
 def test_a_pipe_by_the_name_of_its_descriptor() -> None:

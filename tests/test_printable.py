@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import unicodedata
+from pathlib import Path
+
+import pytest
 
 import potad
+from potad.monitor import NotServing, snapshot
 from potad.printable import LENGTH_MAX, printable
 from potad.usage import OWNER_WIDTH_MAX, short
 
@@ -46,3 +51,23 @@ def test_texts_of_a_space_are_printable() -> None:
     assert all(line.isprintable() for line in report.split("\n"))
     assert short(Owner()).isprintable()
     assert len(short(Owner())) == OWNER_WIDTH_MAX
+
+
+def test_names_of_files_in_errors_are_printable(tmp_path: Path) -> None:
+    place = os.path.join(tmp_path, HOSTILE.replace("\udcff", ""))
+    with potad.SwapFile(place, 1 << 20) as swap:
+        slot = swap.write(b"x")
+        with pytest.raises(potad.NotAllocated) as error:
+            swap.read(slot + 512)
+        assert str(error.value).isprintable()
+        os.truncate(place, 0)
+        with pytest.raises(potad.Poisoned) as cut:
+            swap.read(slot)
+        assert str(cut.value).isprintable()
+    os.chmod(place, 0o644)
+    with pytest.raises(PermissionError, match="chmod 600") as refused:
+        potad.SwapFile(place)
+    assert str(refused.value).isprintable()
+    with pytest.raises(NotServing, match="nobody serves") as missing:
+        snapshot(place)
+    assert str(missing.value).isprintable()

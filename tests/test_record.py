@@ -5,8 +5,11 @@ Skipped where this process may not use ftrace.
 
 from __future__ import annotations
 
+import ctypes
 import errno
+import functools
 import lzma
+import operator
 import os
 import pty
 import re
@@ -25,6 +28,7 @@ from typing import Any
 
 import pytest
 
+from potad._core import catch_signals, release_signals
 from potad.trace import RecordError, read_trace
 from potad.trace import record as recording
 from potad.trace.tracefs import _remove_dead, instance, tracefs
@@ -242,27 +246,23 @@ def test_a_command_may_outlive_an_interruption(tmp_path: Path) -> None:
     assert (process.returncode, said) == (5, "caught\n")
 
 
-def test_ignored_signals_stay_ignored(tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_ignored_signals_stay_ignored(tmp_path: Path, number: signal.Signals) -> None:
     file = tmp_path / "trace"
+    command = [*POTAD, "record", "-o", str(file), "--", "sh", "-c", "echo ready; sleep 1"]
     process = subprocess.Popen(
-        ["nohup", *POTAD, "record", "-o", str(file), "--", "sh", "-c", "echo ready; sleep 1"],
+        ["sh", "-c", f"trap '' {number.name.removeprefix('SIG')}; exec {shlex.join(command)}"],
         stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
     )  # fmt: skip
     assert process.stdout is not None
     process.stdout.readline()
-    process.send_signal(signal.SIGHUP)
+    process.send_signal(number)
     assert process.wait(timeout=30) == 0
     process.stdout.close()
 
 
-@pytest.mark.parametrize(("key", "number"), [(b"\x03", signal.SIGINT), (b"\x1c", signal.SIGQUIT)])
-def test_a_signal_from_the_terminal_reaches_the_command_once(
-    tmp_path: Path, key: bytes, number: signal.Signals
-) -> None:
-    pid, terminal = pty.fork()
-    if pid == 0:
-        command = [sys.executable, "-c", COUNTER, str(int(number))]
-        os.execv(POTAD[0], [*POTAD, "record", "-o", str(tmp_path / "trace"), "--", *command])
+def typed(pid: int, terminal: int, key: bytes) -> int:
+    """Types a key once a process at a terminal is ready; the process's exit code."""
     shown = b""
     while b"ready" not in shown:
         shown += os.read(terminal, 1000)
@@ -274,7 +274,42 @@ def test_a_signal_from_the_terminal_reaches_the_command_once(
         pass  # how Linux says that the other end of a terminal is closed
     _, status = os.waitpid(pid, 0)
     os.close(terminal)
-    assert os.waitstatus_to_exitcode(status) == 41
+    return os.waitstatus_to_exitcode(status)
+
+
+@pytest.mark.parametrize(("key", "number"), [(b"\x03", signal.SIGINT), (b"\x1c", signal.SIGQUIT)])
+def test_a_signal_from_the_terminal_reaches_the_command_once(
+    tmp_path: Path, key: bytes, number: signal.Signals
+) -> None:
+    pid, terminal = pty.fork()
+    if pid == 0:
+        command = [sys.executable, "-c", COUNTER, str(int(number))]
+        os.execv(POTAD[0], [*POTAD, "record", "-o", str(tmp_path / "trace"), "--", *command])
+    assert typed(pid, terminal, key) == 41
+
+
+# Records `sleep 60`, which is started once a key of the terminal has been told as a signal.
+KEY_BEFORE_THE_COMMAND = """
+import select
+from potad.trace import record as recording
+
+class Signals(recording._Signals):
+    def __enter__(self):
+        super().__enter__()
+        print("ready", flush=True)
+        select.select([self._read_end], [], [])
+        return self
+
+recording._Signals = Signals
+raise SystemExit(recording.record(["sleep", "60"], lambda _: None).exit_code)
+"""
+
+
+def test_a_signal_from_the_terminal_before_the_command_is_there_reaches_it() -> None:
+    pid, terminal = pty.fork()
+    if pid == 0:
+        os.execv(sys.executable, [sys.executable, "-c", KEY_BEFORE_THE_COMMAND])
+    assert typed(pid, terminal, b"\x03") == 128 + signal.SIGINT
 
 
 def test_a_full_disk_ends_the_recording_and_not_the_command(tmp_path: Path) -> None:
@@ -315,6 +350,20 @@ def test_an_error_in_writing_is_raised_and_signals_are_as_before() -> None:
     assert len(told) <= 1
 
 
+def test_an_error_in_draining_is_raised(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever it is: what was not read is not in the trace."""
+    real = os.read
+
+    def read(file: int, size: int) -> bytes:
+        if threading.current_thread().name == "potad-drain":
+            raise MemoryError("not even a page")
+        return real(file, size)
+
+    monkeypatch.setattr(os, "read", read)
+    with pytest.raises(MemoryError, match="not even a page"):
+        recording.record(TOUCH, lambda _: None)
+
+
 def test_signals_do_afterwards_what_they_did_before() -> None:
     seen: list[int] = []
     before = signal.signal(signal.SIGUSR1, lambda number, _: seen.append(number))
@@ -331,6 +380,21 @@ def test_signals_do_afterwards_what_they_did_before() -> None:
         assert seen == [signal.SIGUSR1]
     finally:
         signal.signal(signal.SIGUSR1, before)
+
+
+def test_an_interruption_from_before_is_raised_and_no_signal_is_caught() -> None:
+    ends = os.pipe()
+    catch = functools.partial(catch_signals, ends[1], [signal.SIGUSR1])
+    try:
+        # With no step of Python in between, where its handler would run.
+        steps = [functools.partial(ctypes.CDLL(None).kill, os.getpid(), signal.SIGINT), catch]
+        with pytest.raises(KeyboardInterrupt):
+            list(map(operator.call, steps))
+        catch()  # which a process may do once at a time
+        release_signals()
+    finally:
+        for end in ends:
+            os.close(end)
 
 
 def test_one_recording_at_a_time_in_a_process() -> None:

@@ -472,7 +472,7 @@ def test_a_file_that_somebody_cuts(path: Path, size: int, direct: bool) -> None:
                 if slot + len(want) <= (size // GRANULE * GRANULE if direct else size):
                     assert file.read(slot) == want
                     continue
-                message = f"swap ends at {size:#x}, before"
+                message = f"swap' ends at {size:#x}, before"
                 with pytest.raises(potad.Poisoned, match=message):
                     file.read(slot)
                 with pytest.raises(potad.Poisoned, match=message):
@@ -581,7 +581,7 @@ def test_records_that_overlap(path: Path) -> None:
         swap.space.free(0)
         swap.write(bytes(2 * GRANULE))
     before = descriptors()
-    with pytest.raises(potad.Corrupt, match=r"swap\.slots: two slots overlap at granule 1"):
+    with pytest.raises(potad.Corrupt, match=r"swap\.slots': two slots overlap at granule 1"):
         potad.SwapFile(path)
     assert descriptors() == before
 

@@ -37,7 +37,7 @@ from swapping import (
 )
 
 import potad
-from potad.swap.file import System
+from potad.swap.file import File, System
 
 __all__ = ["path", "swap"]
 
@@ -204,7 +204,7 @@ BAD_SLOTS: list[tuple[Any, type[Exception], str]] = [
     (4096, potad.NotAllocated, "inside an allocation at 0x0"),
     (1, potad.NotAllocated, "no slot at 0x1 of .*inside an allocation at 0x0"),
     (True, potad.NotAllocated, "no slot at 0x1 "),
-    (512 * KIB, potad.NotAllocated, "no slot at 0x80000 of .*swap$"),
+    (512 * KIB, potad.NotAllocated, "no slot at 0x80000 of .*swap'$"),
     ((1 << 63) - 1, potad.NotAllocated, "no slot at 0x7f"),
     (768 * KIB, potad.NotAllocated, "no slot at 0xc0000"),  # allocated, but no slot
 ]
@@ -698,7 +698,7 @@ def test_checksums_are_kept_by_slot(path: Path) -> None:
             file.write(b"P")
     with potad.SwapFile(path) as swap:
         assert swap.read(plain) == b"Plain"
-        with pytest.raises(potad.Poisoned, match=r"at 0x0 of .*swap is not as it was written"):
+        with pytest.raises(potad.Poisoned, match=r"at 0x0 of .*swap' is not as it was written"):
             swap.read(checked)
 
 
@@ -1473,3 +1473,24 @@ def test_who_opens_a_file_that_is_being_removed(path: Path) -> None:
 
     run_together(work, work)
     assert list(path.parent.iterdir()) == []
+
+
+def test_a_file_that_goes_while_it_is_opened_is_made_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = tmp_path / "s"
+    private(place, b"")
+    opened: list[int] = []
+
+    def late(path: str, flags: int, mode: int = 0o777) -> int:
+        opened.append(flags)
+        if len(opened) == 2:
+            place.unlink()  # after the first has found it there
+        return os.open(path, flags, mode)
+
+    monkeypatch.setattr(System, "open", staticmethod(late))
+    file = File(str(place), System())
+    try:
+        assert (len(opened), file.is_new, file.is_in_place) == (3, True, True)
+    finally:
+        file.close()

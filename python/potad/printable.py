@@ -15,8 +15,8 @@ LENGTH_MAX = 1000
 def printable(text: str, length_max: int = LENGTH_MAX) -> str:
     r"""A text with escapes for what cannot be printed, cut after `length_max` characters.
 
-    Spelled out are control characters, line ends and separators, characters that change the
-    direction of text or have no width, lone surrogates, and whatever is no character.
+    Spelled out are control characters, line ends and separators, format characters such as those
+    that change the direction of text, lone surrogates, and whatever is no character.
 
     >>> printable("\x1b[2J\u202egnp.exe\n"), printable("a long name", 7)
     ('\\x1b[2J\\u202egnp.exe\\n', 'a long…')

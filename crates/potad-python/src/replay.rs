@@ -10,6 +10,8 @@
 //! be gone on with: what it worked on is given back at once, and further calls are refused.
 
 use std::ops::Deref;
+use std::ptr;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -26,6 +28,9 @@ use potad_replay::{
 /// What is said of something that has ended.
 const ENDED: &str =
     "it is finished, or a call of it was interrupted or ran out of memory: make a new one";
+
+/// What is said to a signal's handler that calls what it has interrupted.
+const UNDER_WAY: &str = "a call of it is under way in this thread, which a signal has interrupted";
 
 /// Time between two looks for signals.
 const LOOK_INTERVAL: Duration = Duration::from_millis(20);
@@ -47,6 +52,8 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 enum Failure {
     /// What it worked on ended with an earlier call.
     Ended,
+    /// A signal's handler has called what its thread is in a call of.
+    UnderWay,
     Trace(TraceError),
     Replay(ReplayError),
 }
@@ -81,7 +88,7 @@ impl Failure {
         match self {
             Failure::Trace(TraceError::Stopped(stop)) => Some(*stop),
             Failure::Replay(error) => error.stop(),
-            Failure::Ended | Failure::Trace(_) => None,
+            Failure::Ended | Failure::UnderWay | Failure::Trace(_) => None,
         }
     }
 
@@ -93,6 +100,7 @@ impl Failure {
         }
         let message = match &self {
             Failure::Ended => text(format_args!("{ENDED}")),
+            Failure::UnderWay => text(format_args!("{UNDER_WAY}")),
             Failure::Trace(error) => text(format_args!("{error}")),
             Failure::Replay(error) => text(format_args!("{error}")),
         };
@@ -103,6 +111,7 @@ impl Failure {
             }
             // Not the caller's doing: an allocator that fails its own recount.
             Failure::Replay(ReplayError::Check(_)) => py.get_type::<PyRuntimeError>(),
+            Failure::UnderWay => py.get_type::<PyRuntimeError>(),
             _ => py.get_type::<PyValueError>(),
         };
         let made = python_text(py, &message).and_then(|message| class.call1((message,)));
@@ -137,11 +146,38 @@ fn interruptible<T: Send>(
 }
 
 /// Something that changes with each call, until it is taken or a call of it ends half done.
-struct Ongoing<T>(Mutex<Option<T>>);
+struct Ongoing<T> {
+    ongoing: Mutex<Option<T>>,
+    /// The thread whose call is under way (see `this_thread`), or 0. A signal's handler that runs in
+    /// that call must not wait for its end.
+    thread: AtomicUsize,
+}
+
+/// A number that no other thread has meanwhile, and which takes no memory.
+fn this_thread() -> usize {
+    thread_local!(static HERE: u8 = const { 0 });
+    HERE.with(|here| ptr::from_ref(here).addr())
+}
 
 impl<T: Send> Ongoing<T> {
     fn new(ongoing: T) -> Self {
-        Ongoing(Mutex::new(Some(ongoing)))
+        Ongoing { ongoing: Mutex::new(Some(ongoing)), thread: AtomicUsize::new(0) }
+    }
+
+    /// Locks it, and tells the thread while `work` is done.
+    fn locked<R>(
+        &self,
+        work: impl FnOnce(&mut Option<T>) -> Result<R, Failure>,
+    ) -> Result<R, Failure> {
+        // Of this thread's own number, only this thread is the writer.
+        if self.thread.load(Relaxed) == this_thread() {
+            return Err(Failure::UnderWay);
+        }
+        let mut place = lock(&self.ongoing);
+        self.thread.store(this_thread(), Relaxed);
+        let result = work(&mut place);
+        self.thread.store(0, Relaxed);
+        result
     }
 
     fn call<R: Send>(
@@ -150,17 +186,18 @@ impl<T: Send> Ongoing<T> {
         work: impl FnOnce(&mut T, &mut Interrupts<'_>) -> Result<R, Failure> + Send,
     ) -> PyResult<R> {
         interruptible(py, |interrupts| {
-            let mut place = lock(&self.0);
-            let result = work(place.as_mut().ok_or(Failure::Ended)?, interrupts);
-            if result.as_ref().is_err_and(|failure| failure.stop().is_some()) {
-                *place = None;
-            }
-            result
+            self.locked(|place| {
+                let result = work(place.as_mut().ok_or(Failure::Ended)?, interrupts);
+                if result.as_ref().is_err_and(|failure| failure.stop().is_some()) {
+                    *place = None;
+                }
+                result
+            })
         })
     }
 
     fn take(&self) -> Result<T, Failure> {
-        lock(&self.0).take().ok_or(Failure::Ended)
+        self.locked(|place| place.take().ok_or(Failure::Ended))
     }
 }
 

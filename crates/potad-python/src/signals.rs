@@ -10,11 +10,15 @@ use pyo3::prelude::*;
 
 /// Has each of these signals write two bytes to `descriptor` from now on: its number, and 1 if the
 /// kernel sent it (as it does for a terminal) or 0 if a process did. What does not fit in the pipe is
-/// dropped, so it should not block. One caller at a time: a second one is a `RuntimeError`.
+/// dropped, so it should not block. One caller at a time: a second one is a `RuntimeError`. What
+/// Python's handlers raise for signals that came before is raised here, and then none is caught.
 #[pyfunction]
 #[pyo3(signature = (descriptor, numbers, /))]
-fn catch_signals(descriptor: i32, numbers: Vec<i32>) -> PyResult<()> {
-    handler::install(descriptor, &numbers)
+fn catch_signals(py: Python<'_>, descriptor: i32, numbers: Vec<i32>) -> PyResult<()> {
+    handler::install(descriptor, &numbers)?;
+    // Otherwise it would be raised as soon as this has returned, and the caller could not tell
+    // whether signals are caught.
+    py.check_signals().inspect_err(|_| handler::remove())
 }
 
 /// Has signals do again what they did before `catch_signals`; nothing is written when this returns.

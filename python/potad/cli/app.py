@@ -43,8 +43,10 @@ app.add_command(top_command)
 def run(arguments: Sequence[str]) -> int:
     """Runs one command line; the exit status. Messages go to standard error."""
     _prepare_streams()
-    # Without a handler SIGTERM would leave half-written files behind.
-    before = signal.signal(signal.SIGTERM, _on_terminate)
+    before = signal.getsignal(signal.SIGTERM)
+    if before is not signal.SIG_IGN:
+        # Without a handler SIGTERM would leave half-written files behind.
+        signal.signal(signal.SIGTERM, _on_terminate)
     try:
         result = app.main(list(arguments), prog_name="potad", standalone_mode=False)
         sys.stdout.flush()

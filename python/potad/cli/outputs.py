@@ -9,8 +9,8 @@ A device or a pipe has nothing to protect and is written directly.
 
 Other users. The temporary file is made by this process, under a name that nobody can guess, and
 readable by its user alone until it is whole; then it gets the mode of a new file, or that of the
-user's own file that it replaces. A symbolic link that the user named is followed. In a directory
-that everybody can write to, such as /tmp, one of another user is not: the rule of Linux's
+user's own file that it replaces. Symbolic links in the path that the user named are followed. In a
+directory that everybody can write to, such as /tmp, one of another user is not: the rule of Linux's
 protected_symlinks, which would not see what is resolved here.
 """
 
@@ -127,28 +127,40 @@ class OutputFile:
 
 
 def _followed(path: str) -> str:
-    """Where a path leads once its links are followed.
+    """Where a path leads once its links are followed, those of its directories too.
 
     Raises `OSError` for a link of another user in a directory that everybody can write to.
     """
-    for _ in range(_LINKS_MAX):
-        folder = os.path.realpath(os.path.dirname(path))
-        path = os.path.join(folder, os.path.basename(path))
+    if not os.path.isabs(path):
+        path = os.path.join(os.getcwd(), path)
+    at, links, rest = "/", 0, path.split("/")[::-1]
+    while rest:
+        name = rest.pop()
+        if name in ("", ".") and rest:
+            continue
+        if name == "..":
+            at = os.path.dirname(at)
+            continue
+        folder, at = at, os.path.join(at, name)
         try:
-            link, target = os.lstat(path), os.path.join(folder, os.readlink(path))
+            link, target = os.lstat(at), os.readlink(at)
         except OSError:
-            return path  # no link, or nothing
+            continue  # no link, or nothing
         around = os.stat(folder)
         shared = around.st_mode & stat.S_ISVTX and around.st_mode & stat.S_IWOTH
         if shared and link.st_uid not in (os.geteuid(), around.st_uid):
             text = (
-                f"{path} is a symbolic link of user {link.st_uid}, and everybody can make one there"
+                f"{at} is a symbolic link of user {link.st_uid}, and everybody can make one there"
             )
             raise PermissionError(errno.EACCES, text)
-        if os.path.exists(path) and not os.path.lexists(target):
-            return path  # such as /proc/self/fd/1, whose target is no path
-        path = target
-    raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
+        if os.path.exists(at) and not os.path.lexists(os.path.join(folder, target)):
+            continue  # such as /proc/self/fd/1, whose target is no path
+        links += 1
+        if links > _LINKS_MAX:
+            raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
+        at = "/" if os.path.isabs(target) else folder
+        rest += target.split("/")[::-1]
+    return at
 
 
 def _mask() -> int:

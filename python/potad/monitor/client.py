@@ -50,11 +50,11 @@ def snapshot(path: str | os.PathLike[str], timeout_s: float = _TIMEOUT_S) -> Sna
         _must_be_ours(connection, whole)
         answer = _receive(connection, whole, end)
     if not answer:
-        raise NotServing(f"{whole}: ended without an answer")
+        raise NotServing(f"{str(whole)!r}: ended without an answer")
     try:
         return Snapshot.from_dict(json.loads(answer))
     except (ValueError, RecursionError) as error:
-        raise BadAnswer(f"{whole}: not an answer of potad: {error}") from error
+        raise BadAnswer(f"{str(whole)!r}: not an answer of potad: {error}") from error
 
 
 def running() -> list[Path]:
@@ -78,7 +78,7 @@ def _connect(connection: socket.socket, path: Path, end: float) -> None:
         try:
             return connection.connect(os.fsencode(path))
         except (FileNotFoundError, ConnectionRefusedError) as error:
-            raise NotServing(f"{path}: nobody serves here") from error
+            raise NotServing(f"{str(path)!r}: nobody serves here") from error
         except BlockingIOError:
             # Many others wait already; such a socket does not wait for room.
             time.sleep(_RETRY_S)
@@ -113,12 +113,14 @@ def _receive(connection: socket.socket, path: Path, end: float) -> bytes:
             return bytes(answer)
         answer += part
         if len(answer) > ANSWER_BYTES_MAX:
-            raise BadAnswer(f"{path}: not an answer of potad: more than {ANSWER_BYTES_MAX:,} bytes")
+            raise BadAnswer(
+                f"{str(path)!r}: not an answer of potad: more than {ANSWER_BYTES_MAX:,} bytes"
+            )
 
 
 def _left(path: Path, end: float) -> float:
     """Seconds until the end, some at least."""
     left = end - time.monotonic()
     if left <= 0:
-        raise TimeoutError(f"{path}: no answer in time")
+        raise TimeoutError(f"{str(path)!r}: no answer in time")
     return left

@@ -27,6 +27,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from potad._core import punch_hole
+from potad.printable import printable
 
 # Buffers that one call takes; the least that POSIX systems allow is 16, Linux allows 1,024.
 _BUFFERS_MAX = 1024
@@ -110,12 +111,17 @@ class File:
             system.close(self.descriptor)
 
     def _open(self) -> None:
-        try:
-            self.descriptor = self.system.open(self.path, _OPEN | os.O_CREAT | os.O_EXCL, 0o600)
-            self.is_new = True
-        except FileExistsError:
-            self.descriptor = self._open_existing()
-            self.is_new = False
+        while True:
+            try:
+                self.descriptor = self.system.open(self.path, _OPEN | os.O_CREAT | os.O_EXCL, 0o600)
+                self.is_new = True
+                return
+            except FileExistsError:
+                self.is_new = False
+            # Somebody may remove it in between.
+            with contextlib.suppress(FileNotFoundError):
+                self.descriptor = self._open_existing()
+                return
 
     def _open_existing(self) -> int:
         try:
@@ -174,7 +180,8 @@ class File:
             why = f"belongs to user {found.st_uid}, not to {user}: take another path"
         elif found.st_mode & 0o077:
             mode = stat.S_IMODE(found.st_mode)
-            why = f"is open to other users, with mode {mode:o}: chmod 600 {shlex.quote(self.path)}"
+            path = printable(shlex.quote(self.path), len(self.path) + 2)
+            why = f"is open to other users, with mode {mode:o}: chmod 600 {path}"
         elif found.st_nlink > 1:
             why = f"has {found.st_nlink} names: remove all but one, or take another path"
         else:

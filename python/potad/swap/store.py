@@ -182,11 +182,11 @@ class Store:
             self.holes.find(end, start)
             end = start + size
             if it.length > size:
-                raise Corrupt(f"{self.path}: the slot at {start:#x} has {it.length} of {size}")
+                raise Corrupt(f"{self.path!r}: the slot at {start:#x} has {it.length} of {size}")
             try:
                 self.space.alloc_at(start, size, kind=SLOT)
             except (OutOfSpace, ValueError, OverflowError) as error:
-                raise Corrupt(f"{self.path}: the slot at {start:#x}: {error}") from error
+                raise Corrupt(f"{self.path!r}: the slot at {start:#x}: {error}") from error
             self._describe(start, it.length, it.checksum, good=True)
         self.holes.find(end, self.space.size)
         if self.holes.is_enough:
@@ -365,7 +365,7 @@ class Store:
     def _describe(self, start: int, length: int, checksum: int | None, *, good: bool) -> None:
         found = self.space.lookup(start)
         if found is None or (record := found.record) is None:
-            raise Corrupt(f"{self.path}: the slot at {start:#x} has no record")
+            raise Corrupt(f"{self.path!r}: the slot at {start:#x} has no record")
         record[()] = (length, checksum or 0, checksum is not None, good)
 
     def _write(
@@ -429,13 +429,13 @@ class Store:
     def _must_be_good(self, it: Slot, data: bytes | memoryview) -> None:
         if it.checksum is not None and xxh3(data) != it.checksum:
             raise Poisoned(
-                f"the slot at {it.start:#x} of {self.path} is not as it was written:"
+                f"the slot at {it.start:#x} of {self.path!r} is not as it was written:"
                 f" its {it.length} bytes have another checksum"
             )
 
     def _ends(self, error: FileEnd, slot: int) -> Poisoned:
         return Poisoned(
-            f"{self.path} ends at {error.size:#x}, before the data of the slot at {slot:#x}"
+            f"{self.path!r} ends at {error.size:#x}, before the data of the slot at {slot:#x}"
             " does: somebody has cut it"
         )
 
@@ -474,7 +474,7 @@ class Store:
         """The descriptor of a slot."""
         found = self.space.lookup(start)
         if found is None or found.start != start or not _is_good(found):
-            message = f"there is no slot at {start:#x} of {self.path}"
+            message = f"there is no slot at {start:#x} of {self.path!r}"
             if found is not None and found.start != start:
                 message += f", but inside an allocation at {found.start:#x}"
             raise NotAllocated(message, start)

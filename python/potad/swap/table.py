@@ -206,7 +206,7 @@ class Table:
         end = 0
         for record in self._stored():
             if record.at < end:
-                raise Corrupt(f"{self.path}: two slots overlap at granule {record.at}")
+                raise Corrupt(f"{self.path!r}: two slots overlap at granule {record.at}")
             end = record.at + record.granules
             yield record
 
@@ -221,7 +221,7 @@ class Table:
                 self._file.read_into([memoryview(content)], start)
             except FileEnd as error:
                 raise Corrupt(
-                    f"{self.path} was cut to {error.size:#x} while it was read"
+                    f"{self.path!r} was cut to {error.size:#x} while it was read"
                 ) from error
             first = (start - HEADER_SIZE) // RECORD_SIZE
             words = np.frombuffer(content, np.uint64, length // RECORD_SIZE * 4).reshape(-1, 4)

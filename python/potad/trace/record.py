@@ -126,7 +126,7 @@ class _Pipeline:
                     return
                 else:
                     self._ending.wait(_IDLE_SECONDS)
-        except OSError as error:
+        except Exception as error:  # raised again by the main thread
             self.error = error
         finally:
             self._pieces.put(None)
@@ -198,6 +198,10 @@ def _wait(pid: int, signals: _Signals, pipeline: _Pipeline, on_error: Callable[[
 
     `on_error` is called once if the pipeline fails meanwhile.
     """
+    # What came before the command was there has not reached it, wherever it came from.
+    for number, _ in signals.wait(0):
+        if number in _PASSED_ON:
+            os.kill(pid, number)
     watching = True
     while True:
         for number, of_kernel in signals.wait(_WATCH_SECONDS):
