@@ -273,6 +273,16 @@ CALLS: dict[str, list[Call]] = {
         lambda w: w.space.remove(0, GRANULE),
     ],
     "Space.spans": [lambda w: w.space.spans()],
+    "Space.allocations": [
+        lambda w: w.space.allocations(),
+        lambda w: list(w.space.allocations((GRANULE, 64 * GRANULE))),
+        lambda w: w.space.allocations((2, 1)),
+    ],
+    "Space.free_ranges": [
+        lambda w: w.space.free_ranges(),
+        lambda w: w.space.free_ranges((5000, 1 << 20), 2 * GRANULE, 2 * GRANULE),
+        lambda w: w.space.free_ranges(min_size=0),
+    ],
     "Space.retire": [
         lambda w: w.space.retire(240 * GRANULE),
         lambda w: w.space.retire(w.recorded),
