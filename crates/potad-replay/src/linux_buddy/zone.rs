@@ -1,5 +1,6 @@
 //! The memory of the restated buddy allocator: page structures, the lists threaded through them, and
-//! the two algorithms that walk them. **All `unsafe` code of this crate is in this file.**
+//! the two algorithms that walk them. **All `unsafe` code of this crate is in this
+//! file**, but for `fallible::boxed`.
 //!
 //! # Why unsafe
 //!
