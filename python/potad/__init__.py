@@ -26,14 +26,19 @@ behind it is `potad.trace` and `potad.report`. `potad top` looks at a running pr
 `potad.serve`, which is in `potad.monitor`.
 """
 
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from potad._core import Arena, Buffer, BufferPin, Descriptor, Kind, Space, __version__
 from potad.errors import Busy, Corrupt, NotAllocated, OutOfSpace, Poisoned, PotadError
 from potad.failure import Failure, Outcome
-from potad.monitor import Server, serve
-from potad.pool import Handle, Pin, Pool, PoolDict, PoolStats
 from potad.relocation import Compaction, Move, Obstacle, Plan
-from potad.swap import SwapFile
 from potad.usage import Report, Usage
+
+if TYPE_CHECKING:
+    from potad.monitor import Server, serve
+    from potad.pool import Handle, Pin, Pool, PoolDict, PoolStats
+    from potad.swap import SwapFile
 
 __all__ = [
     "Arena",
@@ -66,3 +71,26 @@ __all__ = [
     "__version__",
     "serve",
 ]
+
+# Names, and modules, that are imported when they are first used: a program that only allocates does
+# not wait for them.
+_LATE = {
+    **dict.fromkeys(("Server", "serve"), "potad.monitor"),
+    **dict.fromkeys(("Handle", "Pin", "Pool", "PoolDict", "PoolStats"), "potad.pool"),
+    "SwapFile": "potad.swap",
+}
+_LATE_MODULES = frozenset({"monitor", "pool", "swap", "trace"})
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LATE_MODULES:
+        # The import sets the attribute.
+        return import_module(f"potad.{name}")
+    if name not in _LATE:
+        raise AttributeError(f"module 'potad' has no attribute {name!r}")
+    value = globals()[name] = getattr(import_module(_LATE[name]), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_LATE, *_LATE_MODULES})

@@ -42,6 +42,7 @@ __version__: str
 _Addresses: TypeAlias = npt.NDArray[np.integer[Any]] | Iterable[SupportsIndex]
 _Window: TypeAlias = tuple[SupportsIndex, SupportsIndex]
 _Array: TypeAlias = np.ndarray[tuple[int], np.dtype[np.uint64]]
+_Table: TypeAlias = np.ndarray[tuple[int, int], np.dtype[np.uint64]]
 
 @final
 class Kind:
@@ -190,7 +191,7 @@ class Space:
         within: _Window | None = None,
         min_size: SupportsIndex | None = None,
         align: SupportsIndex | None = None,
-    ) -> _Array: ...
+    ) -> _Table: ...
     def pin(self, address: SupportsIndex) -> int: ...
     def unpin(self, address: SupportsIndex) -> int: ...
     def pinned(self, address: SupportsIndex) -> Pinned: ...
