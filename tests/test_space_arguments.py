@@ -80,6 +80,8 @@ GOOD: dict[str, dict[str, Any]] = {
     "split": {"address": BASE + 4 * GRANULE, "size": GRANULE},
     "lookup": {"address": BASE},
     "lookup_many": {"addresses": [BASE]},
+    "allocations": {"within": (BASE, BASE + SIZE)},
+    "free_ranges": {"within": (BASE, BASE + SIZE), "min_size": GRANULE, "align": GRANULE},
     "add": {"start": 1 << 41, "size": GRANULE},
     "remove": {"start": BASE + 50 * GRANULE, "size": GRANULE},
     "retire": {"start": BASE + 50 * GRANULE, "size": GRANULE},
@@ -99,8 +101,8 @@ NOT_NUMBERS = ("within", "fit", "relocate", "addresses", "kind", "owner")
 NUMBERS = [(m, n) for m, n in ARGUMENTS if n not in NOT_NUMBERS]
 
 OPTIONAL = (
-    {("alloc_scattered", "min_block")}
-    | {(method, "align") for method in ("alloc_run", "plan_run", "cheapest_window")}
+    {("alloc_scattered", "min_block"), ("free_ranges", "min_size")}
+    | {(method, "align") for method in ("alloc_run", "plan_run", "cheapest_window", "free_ranges")}
     | {
         (method, name)
         for method, name in ARGUMENTS
@@ -533,8 +535,9 @@ def test_wrong_forms_of_calls(method: str) -> None:
     before = state(space)
     function = getattr(space, method)
     values = list(GOOD[method].values())
+    all_optional = all((method, name) in OPTIONAL for name in GOOD[method])
     for arguments, keywords in [
-        ((), {}),
+        *([] if all_optional else [((), {})]),
         ((*values, 1, 2), {}),
         ((), {**GOOD[method], "owner_": None}),
         (values[:1], {next(iter(GOOD[method])): values[0]}),
@@ -650,7 +653,10 @@ def test_combinations_of_bad_arguments_change_nothing() -> None:
         if method == "owned_by":
             continue  # any object may be an owner
         for values in itertools.product(bad, repeat=min(2, len(good))):
-            arguments = {**good, **dict(zip(good, values, strict=False))}
+            given = dict(zip(good, values, strict=False))
+            if all(value is None and (method, name) in OPTIONAL for name, value in given.items()):
+                continue  # as if none of them were given
+            arguments = {**good, **given}
             with pytest.raises((ValueError, TypeError, OverflowError)):
                 call(space, method, arguments)
     assert state(space) == before
