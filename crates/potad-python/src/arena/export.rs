@@ -4,7 +4,7 @@
 //! Python's buffer protocol lets an exporter name another object as the one that was exported, and each
 //! buffer names an `Export` that was made for it. Some libraries (`torch.frombuffer`) give the `Py_buffer`
 //! back at once and keep only a reference to that object. So the object pins, not the `Py_buffer`: a view
-//! ends when the last reference to its export goes, whoever has it.
+//! ends when the last reference to its export goes.
 
 use std::ffi::{c_int, c_void};
 use std::sync::atomic::{AtomicBool, Ordering};
