@@ -15,8 +15,8 @@ use potad::fallible::{Grow, room_in_table};
 use crate::arena::Place;
 use crate::counted::Counted;
 
-/// What an owner's number stands for. A buffer has a number of its own, whoever its owner is, if it has
-/// one: so it is known when it is freed or moved, by whatever call.
+/// What an owner's number stands for. Each buffer has a number of its own, with or without an owner: so it
+/// is known when any call frees or moves it.
 pub struct Owner {
     pub object: Option<Py<PyAny>>,
     pub buffer: Option<Counted<Place>>,
