@@ -49,7 +49,7 @@ pub fn array<'py>(py: Python<'py>, numbers: &mut Vec<u64>) -> PyResult<Bound<'py
     let base = Bound::new(py, Numbers(OnceLock::new()))?;
     let mut len = numbers.len() as isize;
     // SAFETY: the array is of so many numbers, which stay where they are when the list moves into `base`,
-    // and are written by nobody else from then on. Both functions take a reference to their last but
+    // and nothing else writes them from then on. Both functions take a reference to their last but
     // one argument's kind, as they document: the first to the type of numbers, the second to `base`.
     unsafe {
         let class = numpy::npyffi::get_type_object(py, NpyTypes::PyArray_Type);

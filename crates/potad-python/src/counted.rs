@@ -59,7 +59,7 @@ impl<T> Counted<T> {
     }
 
     /// Whether both point to one value.
-    pub fn is(&self, other: &Self) -> bool {
+    pub fn is_same(&self, other: &Self) -> bool {
         self.inner == other.inner
     }
 }

@@ -193,8 +193,8 @@ unsafe fn pass_on(
             unsafe { Bound::from_borrowed_ptr(py, pointer) }
         };
         let call = || -> PyResult<Bound<'_, PyAny>> {
-            // SAFETY: the caller's: as many references as there are arguments. The tuple and the
-            // dictionary are nobody else's yet, and a tuple takes the references it is given.
+            // SAFETY: the caller's: as many references as there are arguments. No other code has the
+            // tuple and the dictionary yet, and a tuple takes the references it is given.
             unsafe {
                 let positional = Bound::from_owned_ptr_or_err(py, ffi::PyTuple_New(count + 1))?;
                 let values =

@@ -90,7 +90,7 @@ pub fn list<'py, T>(
     items: impl ExactSizeIterator<Item = T>,
     make: impl Fn(T) -> PyResult<Bound<'py, PyAny>>,
 ) -> PyResult<Bound<'py, PyList>> {
-    // SAFETY: what it says. Until all items are set, the list is nobody else's.
+    // SAFETY: what it says. No other code has the list until all items are set.
     let list: Bound<'py, PyList> =
         unsafe { made(py, ffi::PyList_New(items.len() as ffi::Py_ssize_t))? };
     for (at, item) in items.enumerate() {
@@ -106,7 +106,7 @@ pub fn tuple<'py, const N: usize>(
     py: Python<'py>,
     objects: [Bound<'py, PyAny>; N],
 ) -> PyResult<Bound<'py, PyTuple>> {
-    // SAFETY: what it says. Until all objects are set, the tuple is nobody else's.
+    // SAFETY: what it says. No other code has the tuple until all objects are set.
     let tuple: Bound<'py, PyTuple> = unsafe { made(py, ffi::PyTuple_New(N as ffi::Py_ssize_t))? };
     for (at, object) in objects.into_iter().enumerate() {
         // SAFETY: the place is in the tuple, and takes the reference.

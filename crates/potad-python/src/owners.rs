@@ -157,8 +157,8 @@ impl Owners {
         Some(object)
     }
 
-    /// One object of those there are from `at` on, which is moved behind it: for a space that nobody can
-    /// reach any more. Numbers stay in use.
+    /// Takes the next object, from number `at` on, and moves `at` behind it. For a space that is not
+    /// reachable any more. Numbers stay in use.
     pub fn clear_one(&mut self, at: &mut usize) -> Option<Py<PyAny>> {
         while let Some(entry) = self.entries.get_mut(*at) {
             *at += 1;

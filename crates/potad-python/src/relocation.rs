@@ -121,7 +121,7 @@ impl State {
             self.make_unready(ready, named);
             return Err(error);
         }
-        let start = self.space.finish_run(begun).expect("nobody came between");
+        let start = self.space.finish_run(begun).expect("no other call came between");
         self.describe(start, named, &ready, align).map(|()| start)
     }
 

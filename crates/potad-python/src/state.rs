@@ -89,7 +89,7 @@ pub struct Tally {
 }
 
 /// Moves under way.
-struct Kept {
+struct UnderWay {
     number: u64,
     /// The thread that makes them, as the interpreter has it.
     thread: u64,
@@ -108,7 +108,7 @@ pub struct State {
     pub arrays: Option<potad::Kind>,
     /// Whether the arena was closed.
     pub closed: bool,
-    relocations: Vec<Kept>,
+    relocations: Vec<UnderWay>,
     relocations_begun: u64,
 }
 
@@ -181,11 +181,11 @@ impl State {
 
     // ---- moves -----------------------------------------------------------------------------
 
-    /// Makes all moves of a relocation that nobody has had the time to disturb, or none.
+    /// Makes all moves of a relocation that has just been begun, or none.
     pub fn make_all(&mut self, relocation: &mut Relocation) -> Result<(), Error> {
         let State { space, memory, owners, .. } = self;
         space.make_moves(relocation, |it| {
-            // Nobody else looks at the memory before the lock is let go.
+            // No other thread looks at the memory before the space is unlocked.
             if let Some(memory) = memory {
                 memory.mapping.copy(it.old, it.new, it.size as usize);
             }
@@ -432,7 +432,7 @@ impl State {
         }
         self.relocations_begun += 1;
         let (number, thread) = (self.relocations_begun, this_thread());
-        self.relocations.push(Kept { number, thread, relocation });
+        self.relocations.push(UnderWay { number, thread, relocation });
         Ok(number)
     }
 
@@ -502,7 +502,8 @@ impl State {
         self.kinds.traverse(visit)
     }
 
-    /// One reference to an owner, from `at` on, of a space that nobody can reach any more.
+    /// Takes the next reference to an owner, from number `at` on, and moves `at` behind it. For a space that
+    /// is not reachable any more.
     pub fn clear_one(&mut self, at: &mut usize) -> Option<Py<PyAny>> {
         self.owners.clear_one(at)
     }

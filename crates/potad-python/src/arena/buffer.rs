@@ -73,7 +73,7 @@ impl State {
     fn buffer_at(&self, place: &Counted<Place>) -> Option<u64> {
         let address = place.address()?;
         let found = self.place(self.label_at(address).owner)?;
-        found.is(place).then_some(address)
+        found.is_same(place).then_some(address)
     }
 
     /// Does something with the address of a buffer; `None` if it is none any more.

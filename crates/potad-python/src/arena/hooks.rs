@@ -51,10 +51,10 @@ struct Handler {
     allocator: Allocator,
 }
 
-/// What a capsule points to and keeps: the functions, and what they work on. A Python object, since one of
-/// those can be made or not; nobody but the capsule has it.
+/// What a capsule points to and keeps: the functions, and what they work on. It is a Python object because
+/// Python says so where there is no memory for one; only the capsule refers to it.
 #[pyclass(frozen, module = "potad._core")]
-struct Kept {
+struct Functions {
     handler: Handler,
     context: Context,
 }
@@ -197,8 +197,8 @@ impl Hooks {
         let allocator = Allocator { context: at, malloc, calloc, realloc, free };
         let handler = Handler { name, version: 1, allocator };
         let kept =
-            Py::new(py, Kept { handler, context: Context { shared: shared.share(), kind } })?;
-        let Kept { handler, context } = kept.get();
+            Py::new(py, Functions { handler, context: Context { shared: shared.share(), kind } })?;
+        let Functions { handler, context } = kept.get();
         let at = std::ptr::from_ref(context).cast_mut().cast();
         handler.allocator.context.store(at, Ordering::Relaxed);
         // SAFETY: the capsule has a reference to the object, which does not change any more and stays

@@ -173,7 +173,7 @@ impl Space {
     /// Raises:
     ///     ValueError: the address is not in the space; or, as TypeError and OverflowError, it is not as
     ///         above.
-    ///     MemoryError: there is no memory for metadata. Nothing was done, and nobody told.
+    ///     MemoryError: there is no memory for metadata. Nothing was done, and no owner was told.
     ///     KeyboardInterrupt, SystemExit: the owner was interrupted; the granule is retired.
     ///
     /// Takes as long as a look-up and what the owner does.

@@ -183,11 +183,11 @@ impl<P: Probe> Space<P> {
         self.make_moves(&mut relocation, |_| ())?;
         let start = self.finish_run(&mut relocation);
         relocation.moves.iter().for_each(&mut moved);
-        Ok(start.expect("nobody came between"))
+        Ok(start.expect("no other call came between"))
     }
 
-    /// Makes all moves of a relocation that has just been begun, or none. `moved` hears of each, at once;
-    /// and where there is no memory for all, of each the other way round as it is taken back.
+    /// Makes all moves of a relocation that has just been begun, or none. Calls `moved` with each move when it
+    /// is made; and where there is no memory for all, with the opposite of each when it is taken back.
     pub fn make_moves(
         &mut self,
         relocation: &mut Relocation,
